@@ -1,0 +1,12 @@
+//! The core of heeler: every state machine of a write-back cache for virtual disks, without a
+//! clock, a socket, a device or a thread.
+#![no_std]
+#![deny(unsafe_code, missing_docs)]
+
+extern crate alloc;
+
+pub mod event;
+pub mod ids;
+pub mod limits;
+pub mod time;
+pub mod wire;

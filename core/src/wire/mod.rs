@@ -1,0 +1,1 @@
+//! Pure codecs: bytes to values and back. No decoder panics on any input.
