@@ -8,5 +8,6 @@ extern crate alloc;
 pub mod event;
 pub mod ids;
 pub mod limits;
+pub mod list;
 pub mod time;
 pub mod wire;
