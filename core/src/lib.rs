@@ -5,9 +5,12 @@
 
 extern crate alloc;
 
+pub mod buffer;
 pub mod event;
 pub mod ids;
+pub mod keeper;
 pub mod limits;
 pub mod list;
+pub mod policy;
 pub mod time;
 pub mod wire;

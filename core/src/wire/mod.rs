@@ -1,1 +1,4 @@
 //! Pure codecs: bytes to values and back. No decoder panics on any input.
+
+pub mod frame;
+pub mod names;

@@ -1,0 +1,530 @@
+//! A volume's keeper: owns the volume's image in the store. It claims the volume, cuts epochs,
+//! packs what the shards push, writes map pages and heads, and tells where fetched blocks lie.
+//!
+//! One keeper for each volume, on the control thread. It may allocate; payload never enters it:
+//! batches are handles, reads are plans. Names of store objects are keys relative to the
+//! configured prefix (see [`names`](crate::wire::names)).
+//!
+//! # Driving it
+//!
+//! `Keeper::handle(now, input)`, then `Keeper::poll_output()` until `None`, then
+//! `Keeper::poll_timeout()` says when to send [`Input::Tick`]. Inputs may come in any order;
+//! a late answer to a store operation is never wrong.
+//!
+//! * Every store output carries a [`StoreOp`] and is answered exactly once by
+//!   [`Input::StoreDone`]. The runtime may try a few times by itself before it answers
+//!   [`StoreResult::Failed`], except for [`Output::Create`], which it sends at most once: the
+//!   keeper itself finds out what became of a create without an answer. The keeper retries
+//!   for ever.
+//! * [`Input::Batch`]: the runtime has copied a batch's blocks and named them by a
+//!   [`BatchHandle`]. It keeps the bytes until [`Output::DropBatch`].
+//! * [`Input::Fetch`] and [`Input::Query`] get one answer each, maybe after other outputs.
+//!   Mail to shards must stay in order, and in order with fetch plans: a plan that comes before
+//!   [`ToShard::Committed`] is of the image before it.
+//!
+//! # A push cycle
+//!
+//! ```text
+//! Freeze to all shards -> all Frozen -> Released to all -> batches, packs put, BatchDone
+//!   -> all Pushed, all packs put -> map pages loaded, changed copies put -> head n+1 created
+//!   -> Committed to all -> superseded map pages and head deleted
+//! ```
+//!
+//! # Who owns a volume
+//!
+//! Creating head n+1 is both the commit and the claim, so a second owner and a commit can never
+//! both succeed. A claim's head (number == term) is never deleted: the create by which a
+//! former owner would commit meets it for ever. Other heads are deleted once superseded, so
+//! a claim whose create was delayed for long could succeed at a number that had been used and
+//! deleted; therefore a claim lists the heads again after its create and counts only if none is
+//! newer.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::event::{PushRun, ToKeeper, ToShard};
+use crate::ids::{Crc32c, Epoch, OpId, ShardId, VolumeId};
+use crate::time::{Duration, Instant};
+use crate::wire::names::{Nonce, Uuid};
+
+/// What a keeper needs to know from the start.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// The volume in the store.
+    pub uuid: Uuid,
+    /// Shards of the cache: 1 to [`SHARDS_MAX`](crate::limits::SHARDS_MAX).
+    pub shards: u16,
+    /// Checksum of the core's own metadata.
+    pub crc32c: Crc32c,
+    /// Seed of the jitter in retries.
+    pub seed: u64,
+    /// A push starts so long after the first write it will contain.
+    pub push_after: Duration,
+    /// Map pages kept in memory, beside those in use.
+    pub pages_max: usize,
+    /// Packs or map pages that are put at the same time at most, at least 1.
+    pub puts_max: usize,
+    /// First and longest wait before a failed store operation is tried again.
+    pub backoff: (Duration, Duration),
+    /// Failures of a map page's load after which the fetches that wait for it fail.
+    pub load_attempts_max: u32,
+}
+
+impl Config {
+    /// The defaults: push after 5 s, 256 map pages, 4 puts, waits of 100 ms to 10 s, 4 attempts.
+    #[must_use]
+    pub const fn new(uuid: Uuid, shards: u16, crc32c: Crc32c, seed: u64) -> Self {
+        Self {
+            uuid,
+            shards,
+            crc32c,
+            seed,
+            push_after: Duration::from_secs(5),
+            pages_max: 256,
+            puts_max: 4,
+            backoff: (Duration::from_millis(100), Duration::from_secs(10)),
+            load_attempts_max: 4,
+        }
+    }
+}
+
+/// A claim of the volume, asked for once in a keeper's life.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    /// The volume's number in this cache.
+    pub volume: VolumeId,
+    /// Take the volume from a living or dead owner, and give up what this cache may hold of it
+    /// if the image has moved on without it.
+    pub takeover: bool,
+    /// This cache.
+    pub cache: Uuid,
+    /// The nonces under which this cache may hold the volume: those of its volume table.
+    pub expected: &'a [Nonce],
+    /// A fresh random number for this claim.
+    pub nonce: Nonce,
+    /// Dirty blocks of the volume that the cache's log holds.
+    pub dirty_blocks: u64,
+    /// The highest epoch of the volume in the cache's log.
+    pub log_epoch: Epoch,
+    /// Name of this host, shown to whoever is refused; cut to 255 bytes.
+    pub host: &'a str,
+    /// Wall clock at `now`: seconds since 1970.
+    pub unix_secs: u64,
+}
+
+/// The runtime's name for the copied blocks of one batch.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct BatchHandle(pub u64);
+
+/// A store operation under way. Never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct StoreOp(pub u64);
+
+/// What a keeper is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Claim the volume. Ends in [`Output::Attached`] or [`Output::Refused`].
+    Start(Start<'a>),
+    /// [`Output::Remember`] is durable. `volume`: the volume's number from now on.
+    Remembered {
+        /// A new number if the cached contents were given up, else the same.
+        volume: VolumeId,
+    },
+    /// Mail from a shard.
+    Shard(ShardId, ToKeeper),
+    /// `Output::Batch` of a shard, copied.
+    Batch {
+        /// Whose.
+        shard: ShardId,
+        /// Of which epoch.
+        epoch: Epoch,
+        /// Names the copy.
+        batch: BatchHandle,
+        /// What the blocks are.
+        runs: &'a [PushRun],
+        /// CRC32C of each data block, in order.
+        crcs: &'a [u32],
+    },
+    /// `Output::Fetch` of a shard. Answered by [`Output::FetchPlan`] or [`Output::FetchFailed`].
+    Fetch {
+        /// Whose.
+        shard: ShardId,
+        /// Comes back in the answer.
+        op: OpId,
+        /// The object.
+        object: u32,
+        /// First block in the object.
+        first: u16,
+        /// Blocks.
+        count: u16,
+    },
+    /// `Output::Query` of a shard. Answered by [`Output::QueryAnswer`] or
+    /// [`Output::QueryFailed`].
+    Query {
+        /// Whose.
+        shard: ShardId,
+        /// Comes back in the answer.
+        op: OpId,
+        /// The object.
+        object: u32,
+        /// First block in the object.
+        first: u16,
+        /// Blocks.
+        count: u16,
+    },
+    /// Push and commit everything that is dirty now. Answered by [`Output::PushDone`].
+    PushNow {
+        /// Comes back in the answer.
+        ticket: u64,
+    },
+    /// Push what is dirty and give the volume up. Ends in [`Output::Released`] (or
+    /// [`Output::Fenced`]). The front ends must have stopped writing.
+    Detach,
+    /// The end of a store operation.
+    StoreDone {
+        /// Which.
+        op: StoreOp,
+        /// How it ended.
+        result: StoreResult<'a>,
+    },
+    /// The time that `poll_timeout` named has come. Harmless at any other time.
+    Tick,
+}
+
+/// How a store operation ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StoreResult<'a> {
+    /// Of Get: the whole object.
+    Got(&'a [u8]),
+    /// Of List: the keys, in any order; keys that are none of ours do no harm.
+    Listed(&'a [&'a str]),
+    /// Of Put, Create, Delete: done and durable.
+    Done,
+    /// Of Create: there is one already.
+    AlreadyExists,
+    /// Of Get, Delete: there is none.
+    NotFound,
+    /// Anything else, a timeout included: whether it took effect is unknown.
+    Failed {
+        /// Trying again may help; `false`: credentials, permissions, configuration.
+        transient: bool,
+        /// The runtime's number for the text of the error: shown in [`Status`].
+        note: u32,
+    },
+}
+
+/// What a keeper wants done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Note durably, in the cache's volume table, that `nonce` may be ours; then
+    /// [`Input::Remembered`]. With `ours` false what the cache holds of the volume is of no use
+    /// (the driver has said so by `takeover`, or it was clean): give the volume a
+    /// new number, so that all of it is forgotten, and note `nonce` alone.
+    Remember {
+        /// The claim's nonce.
+        nonce: Nonce,
+        /// Cached contents are kept, and so are the nonces known before.
+        ours: bool,
+    },
+    /// The volume is ours. `ToShard::Attach` follows for every shard; the volume table may
+    /// forget all nonces but this claim's.
+    Attached(Attached),
+    /// The volume is not ours; the keeper is finished.
+    Refused(Refusal),
+    /// Read a whole object.
+    Get {
+        /// Answered by [`Input::StoreDone`].
+        op: StoreOp,
+        /// What.
+        key: String,
+    },
+    /// Write an object: `meta`, then the blocks of each batch. It may exist, with the same bytes.
+    Put {
+        /// Answered by [`Input::StoreDone`].
+        op: StoreOp,
+        /// Where.
+        key: String,
+        /// The first bytes.
+        meta: Arc<[u8]>,
+        /// The rest: all blocks of these, in order.
+        batches: Vec<BatchHandle>,
+    },
+    /// Write an object if there is none (atomically), at most once.
+    Create {
+        /// Answered by [`Input::StoreDone`].
+        op: StoreOp,
+        /// Where.
+        key: String,
+        /// All of it.
+        bytes: Arc<[u8]>,
+    },
+    /// All keys with a prefix.
+    List {
+        /// Answered by [`Input::StoreDone`].
+        op: StoreOp,
+        /// Ends in a slash.
+        prefix: String,
+    },
+    /// Remove an object.
+    Delete {
+        /// Answered by [`Input::StoreDone`].
+        op: StoreOp,
+        /// What.
+        key: String,
+    },
+    /// The batch's bytes are of no more use.
+    DropBatch(BatchHandle),
+    /// Mail to a shard.
+    ToShard(ShardId, ToShard),
+    /// Where the blocks of a fetch are. The runtime carries out the reads, checks every CRC and
+    /// gives the data to the shard.
+    FetchPlan {
+        /// Whose.
+        shard: ShardId,
+        /// Of the fetch.
+        op: OpId,
+        /// Blocks of the fetch.
+        count: u16,
+        /// What to read; blocks of the fetch that are in none of them are zeroes.
+        reads: Vec<PackRead>,
+    },
+    /// The map could not be read: the fetch fails.
+    FetchFailed {
+        /// Whose.
+        shard: ShardId,
+        /// Of the fetch.
+        op: OpId,
+    },
+    /// For each block of a query, whether the store holds data.
+    QueryAnswer {
+        /// Whose.
+        shard: ShardId,
+        /// Of the query.
+        op: OpId,
+        /// One for each block.
+        data: Vec<bool>,
+    },
+    /// The map could not be read: the query fails.
+    QueryFailed {
+        /// Whose.
+        shard: ShardId,
+        /// Of the query.
+        op: OpId,
+    },
+    /// The end of [`Input::PushNow`].
+    PushDone {
+        /// Of the request.
+        ticket: u64,
+        /// Everything is in the store and committed; `false`: the volume was lost before.
+        committed: bool,
+    },
+    /// Another owner has the volume: nothing is put any more; the shards have been told. The
+    /// keeper is finished, but goes on answering fetches (they fail).
+    Fenced {
+        /// Who, if the head could be read.
+        by: Option<Owner>,
+    },
+    /// The volume is given up in the store; the keeper is finished.
+    Released,
+}
+
+/// One ranged read of a pack, for one fetch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PackRead {
+    /// The pack.
+    pub key: String,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes: a multiple of the block size.
+    pub len: u32,
+    /// Which of the blocks read are wanted. Between them there may be others.
+    pub parts: Vec<PackPart>,
+}
+
+/// Wanted blocks of a [`PackRead`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PackPart {
+    /// Index of the first one in the read, in blocks.
+    pub at: u32,
+    /// Which block of the fetch it is.
+    pub first: u16,
+    /// CRC32C of each block: as many as there are blocks.
+    pub crcs: Vec<u32>,
+}
+
+/// A claimed volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attached {
+    /// The volume's number in this cache.
+    pub volume: VolumeId,
+    /// The volume's name.
+    pub name: String,
+    /// Size in blocks.
+    pub blocks: u64,
+    /// log2 of the object size in bytes.
+    pub object_shift: u8,
+    /// Seconds since 1970.
+    pub created_unix_secs: u64,
+    /// What the cache held of the volume is still good.
+    pub ours: bool,
+    /// Writes belong to this epoch.
+    pub open: Epoch,
+    /// The store's image is as of this epoch.
+    pub committed: Epoch,
+}
+
+/// Who has a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// Name of the host.
+    pub host: String,
+    /// The cache.
+    pub cache: Uuid,
+    /// Since when: seconds since 1970.
+    pub since_unix_secs: u64,
+}
+
+/// Why a volume was not claimed. Its text says what to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// Another owner has it and has not released it.
+    Owned(Owner),
+    /// The cache holds dirty blocks, and the image has moved on without them.
+    Stale {
+        /// How many.
+        dirty_blocks: u64,
+        /// Who had the volume since.
+        owner: Owner,
+    },
+    /// The store has no head of it.
+    NoVolume,
+    /// The newest head cannot be read.
+    Corrupt {
+        /// Which.
+        key: String,
+        /// What is wrong with it.
+        error: crate::wire::frame::FormatError,
+    },
+    /// The cache knows of later heads than the store: it was set back, or is another store.
+    StoreIsOlder,
+    /// Others claim it again and again.
+    Contended,
+    /// The store refuses, and trying again would not help.
+    Store {
+        /// The runtime's number for the text of the error.
+        note: u32,
+    },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Owned(owner) => write!(
+                f,
+                "owned by {owner}; stop that server, or take the volume with --takeover \
+                 (what that server has not pushed yet will not be in it)"
+            ),
+            Self::Stale { dirty_blocks, owner } => write!(
+                f,
+                "this cache holds {} dirty bytes that were never pushed, and the volume has since \
+                 been written by {owner}; they cannot be merged: --takeover gives them up",
+                dirty_blocks * crate::ids::BLOCK_BYTES as u64
+            ),
+            Self::NoVolume => f.write_str("the store has no head of this volume"),
+            Self::Corrupt { key, error } => write!(
+                f,
+                "the newest head {key} cannot be read: {error}; run `heeler check`, and if the \
+                 server is older than the volume, update it"
+            ),
+            Self::StoreIsOlder => f.write_str(
+                "the store's image is older than this cache's: it was set back or is another \
+                 store; check the store's address",
+            ),
+            Self::Contended => f.write_str("other servers are claiming it; try again"),
+            Self::Store { .. } => f.write_str("the store refuses access; check its settings"),
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (cache {}) since {} unix", self.host, self.cache, self.since_unix_secs)
+    }
+}
+
+/// What a keeper is doing, for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Not started.
+    Idle,
+    /// Claiming the volume.
+    Claiming,
+    /// Nothing to push.
+    Clean,
+    /// Blocks are dirty; no push is running.
+    Dirty,
+    /// A push is running.
+    Pushing,
+    /// Writing the released head.
+    Releasing,
+    /// Given up.
+    Released,
+    /// Never got it.
+    Refused,
+    /// Lost it.
+    Fenced,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Idle => "idle",
+            Self::Claiming => "claiming",
+            Self::Clean => "clean",
+            Self::Dirty => "dirty",
+            Self::Pushing => "pushing",
+            Self::Releasing => "releasing",
+            Self::Released => "released",
+            Self::Refused => "refused",
+            Self::Fenced => "fenced",
+        })
+    }
+}
+
+/// The last store operation that failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// What was tried.
+    pub what: &'static str,
+    /// When.
+    pub at: Instant,
+    /// The runtime's number for the text; `None`: the bytes that came back were wrong.
+    pub note: Option<u32>,
+}
+
+/// A keeper's figures.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Status {
+    /// What it is doing.
+    pub phase: Phase,
+    /// The image in the store is as of this epoch.
+    pub committed: Epoch,
+    /// Number of the newest head.
+    pub head: u32,
+    /// Bytes of the running push that are not in the store yet.
+    pub backlog_bytes: u64,
+    /// Bytes of the running push.
+    pub push_bytes: u64,
+    /// When the oldest block that is not committed became dirty, as far as is known.
+    pub dirty_since: Option<Instant>,
+    /// Store operations that wait to be tried again.
+    pub retrying: usize,
+    /// The last failure, also when it is over.
+    pub last_failure: Option<Failure>,
+    /// Bytes of blocks committed since the start.
+    pub pushed_bytes: u64,
+    /// Bytes put since the start, headers and map pages included.
+    pub put_bytes: u64,
+}

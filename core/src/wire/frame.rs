@@ -1,0 +1,159 @@
+//! What all structures in the store share: a magic, a format version, a CRC32C of all that
+//! follows; and a reader that cannot run past the end.
+//!
+//! ```text
+//! 0  magic    8 bytes
+//! 8  version  u32
+//! 12 crc      u32, CRC32C of bytes 16 to the end
+//! 16 ...
+//! ```
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::ids::Crc32c;
+
+/// Bytes before the structure's own fields.
+pub const FRAME_BYTES: usize = 16;
+
+/// What is wrong with a structure of the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FormatError {
+    /// It ends before the field at this byte does.
+    Short {
+        /// Where the field begins.
+        at: usize,
+    },
+    /// It is something else.
+    Magic,
+    /// A version that this build does not know.
+    Version(u32),
+    /// The CRC does not match the content.
+    Checksum,
+    /// A field has a value that it cannot have.
+    Field {
+        /// Where it begins, in bytes.
+        at: usize,
+        /// Its name.
+        what: &'static str,
+    },
+    /// There are bytes behind the end.
+    Trailing {
+        /// Where they begin.
+        at: usize,
+    },
+}
+
+impl fmt::Display for FormatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Short { at } => write!(f, "cut short: no field at byte {at}"),
+            Self::Magic => f.write_str("wrong magic"),
+            Self::Version(version) => write!(f, "unknown format version {version}"),
+            Self::Checksum => f.write_str("checksum mismatch"),
+            Self::Field { at, what } => write!(f, "bad {what} at byte {at}"),
+            Self::Trailing { at } => write!(f, "extra bytes from byte {at} on"),
+        }
+    }
+}
+
+impl core::error::Error for FormatError {}
+
+/// Begins a structure: [`seal`] completes it.
+pub(crate) fn begin(magic: [u8; 8], version: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(&magic);
+    bytes.extend_from_slice(&version.to_le_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes
+}
+
+/// Writes the CRC of a complete structure.
+pub(crate) fn seal(bytes: &mut [u8], crc32c: Crc32c) {
+    let crc = crc32c(0, &bytes[FRAME_BYTES..]);
+    bytes[12..FRAME_BYTES].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Checks magic and version; the reader stands at byte 16.
+pub(crate) fn open(bytes: &[u8], magic: [u8; 8], version: u32) -> Result<Reader<'_>, FormatError> {
+    let mut reader = Reader { bytes, at: 0 };
+    if reader.take::<8>()? != magic {
+        return Err(FormatError::Magic);
+    }
+    match reader.u32()? {
+        found if found == version => {}
+        found => return Err(FormatError::Version(found)),
+    }
+    reader.at = FRAME_BYTES;
+    if bytes.len() < FRAME_BYTES { Err(FormatError::Short { at: 12 }) } else { Ok(reader) }
+}
+
+/// Checks the CRC of a whole structure that [`open`] has accepted.
+pub(crate) fn check(bytes: &[u8], crc32c: Crc32c) -> Result<(), FormatError> {
+    let stored = u32::from_le_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]);
+    if crc32c(0, &bytes[FRAME_BYTES..]) == stored { Ok(()) } else { Err(FormatError::Checksum) }
+}
+
+/// Reads little-endian fields one after another.
+#[derive(Debug)]
+pub(crate) struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Where the next field begins.
+    pub(crate) fn at(&self) -> usize {
+        self.at
+    }
+
+    pub(crate) fn slice(&mut self, len: usize) -> Result<&'a [u8], FormatError> {
+        let rest = &self.bytes[self.at..];
+        let slice = rest.get(..len).ok_or(FormatError::Short { at: self.at })?;
+        self.at += len;
+        Ok(slice)
+    }
+
+    pub(crate) fn take<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
+        let mut field = [0; N];
+        field.copy_from_slice(self.slice(N)?);
+        Ok(field)
+    }
+
+    pub(crate) fn u8(&mut self) -> Result<u8, FormatError> {
+        Ok(u8::from_le_bytes(self.take()?))
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16, FormatError> {
+        Ok(u16::from_le_bytes(self.take()?))
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, FormatError> {
+        Ok(u32::from_le_bytes(self.take()?))
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, FormatError> {
+        Ok(u64::from_le_bytes(self.take()?))
+    }
+
+    /// That `len` more bytes are there, before anything is allocated for them.
+    pub(crate) fn require(&self, len: usize) -> Result<(), FormatError> {
+        if self.bytes.len() - self.at < len {
+            return Err(FormatError::Short { at: self.at });
+        }
+        Ok(())
+    }
+
+    /// That nothing is left.
+    pub(crate) fn end(&self) -> Result<(), FormatError> {
+        if self.at == self.bytes.len() {
+            return Ok(());
+        }
+        Err(FormatError::Trailing { at: self.at })
+    }
+
+    /// An error about the field that was read last: `len` bytes long.
+    pub(crate) fn bad<T>(&self, len: usize, what: &'static str) -> Result<T, FormatError> {
+        Err(FormatError::Field { at: self.at - len, what })
+    }
+}
