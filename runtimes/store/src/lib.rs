@@ -1,0 +1,19 @@
+//! The object store behind heeler: a client with explicit limits, the administration of volumes
+//! in the store, and the offline check.
+//!
+//! Everything here runs on the control thread (or in a command of its own), never on a data core.
+//! [`Store`] is the client; [`volumes`] creates, lists and deletes volumes; [`check`] reads a
+//! volume's image from its head down to the blocks; [`fault`] makes a store misbehave, for tests.
+#![deny(unsafe_code, missing_docs)]
+
+mod backend;
+mod config;
+mod error;
+pub mod fault;
+mod store;
+
+pub use backend::{Backend, Entry};
+pub use config::{ConfigError, Place, S3Options, Secret, StoreConfig};
+pub use error::{ErrorKind, StoreError};
+pub use object_store::PutPayload;
+pub use store::{Counters, ProbeError, Store};
