@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::ops::Range;
+use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,7 +85,7 @@ impl Remote {
                         path.display()
                     ))
                 };
-                std::fs::create_dir_all(path).map_err(|e| unusable(&e))?;
+                create_directory(path).map_err(|e| unusable(&e))?;
                 let files = LocalFileSystem::new_with_prefix(path).map_err(|e| unusable(&e))?;
                 // Each put syncs the file and its directory before it succeeds.
                 Ok(other(Arc::new(files.with_fsync(true))))
@@ -244,6 +245,17 @@ impl Backend for Remote {
             Ok(entries)
         })
     }
+}
+
+/// Creates a directory and what is missing above it, durably: what is put into it must not be lost
+/// because the directory itself was.
+fn create_directory(path: &FilePath) -> std::io::Result<()> {
+    let missing: Vec<&FilePath> = path.ancestors().take_while(|dir| !dir.exists()).collect();
+    std::fs::create_dir_all(path)?;
+    for parent in missing.iter().filter_map(|dir| dir.parent()) {
+        std::fs::File::open(parent)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// What a failed try did to the store.
