@@ -157,3 +157,47 @@ impl<'a> Reader<'a> {
         Err(FormatError::Field { at: self.at - len, what })
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// CRC32C bit by bit: slow and plain.
+    pub(crate) fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!crc, |crc, &byte| {
+            (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+                crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 }
+            })
+        })
+    }
+
+    /// Makes the CRC right again after a test has changed a field.
+    pub(crate) fn reseal(bytes: &mut [u8]) {
+        seal(bytes, crc32c);
+    }
+
+    #[test]
+    fn the_crc_is_castagnoli_s() {
+        assert_eq!(crc32c(0, b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(crc32c(0, b"1234"), b"56789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn the_frame_is_checked() {
+        let mut bytes = begin(*b"ABCDEFGH", 3);
+        bytes.extend_from_slice(&[1, 2, 3]);
+        seal(&mut bytes, crc32c);
+        assert_eq!(check(&bytes, crc32c), Ok(()));
+        assert_eq!(open(&bytes, *b"ABCDEFGX", 3).err(), Some(FormatError::Magic));
+        assert_eq!(open(&bytes, *b"ABCDEFGH", 4).err(), Some(FormatError::Version(3)));
+        assert_eq!(open(&bytes[..13], *b"ABCDEFGH", 3).err(), Some(FormatError::Short { at: 12 }));
+        let mut reader = open(&bytes, *b"ABCDEFGH", 3).unwrap();
+        assert_eq!(reader.u16(), Ok(0x201));
+        assert_eq!(reader.end(), Err(FormatError::Trailing { at: 18 }));
+        assert_eq!(reader.u16(), Err(FormatError::Short { at: 18 }));
+        assert_eq!(reader.u8(), Ok(3));
+        assert_eq!(reader.end(), Ok(()));
+        bytes[18] ^= 1;
+        assert_eq!(check(&bytes, crc32c), Err(FormatError::Checksum));
+    }
+}

@@ -141,7 +141,10 @@ pub fn parse_key(text: &str) -> Option<(Uuid, ObjectName)> {
         }
         "map" => {
             let (page, epoch) = last.split_once('-')?;
-            ObjectName::Map { page: parse_hex(page, 8)? as u32, epoch: Epoch(parse_hex(epoch, 16)?) }
+            ObjectName::Map {
+                page: parse_hex(page, 8)? as u32,
+                epoch: Epoch(parse_hex(epoch, 16)?),
+            }
         }
         "head" if last.len() == 10 && last.bytes().all(|b| b.is_ascii_digit()) => {
             ObjectName::Head { number: last.parse().ok()? }
@@ -247,7 +250,9 @@ mod tests {
         assert_eq!(decode_name(b"heeler-name 2\n"), None);
         assert_eq!(decode_name(b"\xff"), None);
         assert!(valid_name("disk0") && valid_name("a.b_c-d"));
-        assert!(!valid_name("") && !valid_name(".a") && !valid_name("a/b") && !valid_name("\u{e9}"));
+        assert!(
+            !valid_name("") && !valid_name(".a") && !valid_name("a/b") && !valid_name("\u{e9}")
+        );
         assert!(!valid_name(&"a".repeat(NAME_BYTES_MAX + 1)));
     }
 }
