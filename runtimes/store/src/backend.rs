@@ -402,8 +402,8 @@ fn check_endpoint(endpoint: &str, allow_http: bool) -> Result<(), ConfigError> {
     }))
 }
 
-/// Above the largest object that heeler writes: a pack of 8 MiB and its header.
-const GET_BYTES_MAX: u64 = 16 << 20;
+/// Above the largest object that heeler writes: the head of a volume of 64 TiB, with 12 MiB.
+pub(crate) const GET_BYTES_MAX: u64 = 16 << 20;
 /// A store's error page does not belong into a log line whole.
 const ERROR_CHARS_MAX: usize = 400;
 

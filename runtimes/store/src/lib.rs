@@ -7,10 +7,12 @@
 #![deny(unsafe_code, missing_docs)]
 
 mod backend;
+pub mod check;
 mod config;
 mod error;
 pub mod fault;
 mod store;
+pub mod volumes;
 
 pub use backend::{Backend, Entry};
 pub use config::{ConfigError, Place, S3Options, Secret, StoreConfig};

@@ -7,6 +7,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use heeler_store::check::check;
+use heeler_store::volumes::{self, Listed, NewVolume, VolumeError};
 use heeler_store::{ErrorKind, Place, PutPayload, S3Options, Secret, Store, StoreConfig};
 
 /// A server of this test's own, ended with it.
@@ -170,4 +172,21 @@ async fn a_lost_answer_to_a_create_is_unknown() {
     assert_eq!((error.kind, store.counters().retries), (ErrorKind::Timeout, 0), "{error}");
     let error = store.put("a", PutPayload::from_static(b"x"), false).await.expect_err("lost");
     assert_eq!((error.kind, store.counters().retries), (ErrorKind::Transient, 2), "{error}");
+}
+
+#[tokio::test]
+#[ignore = "needs moto_server"]
+async fn s3_holds_volumes() {
+    let moto = Moto::start();
+    let store = moto.store("s3://disks/prefix");
+    let new = NewVolume { name: "disk0", blocks: 1 << 20, object_shift: 22, unix_secs: 1 };
+    let made = volumes::create(&store, &new).await.expect("creates");
+    let again = volumes::create(&store, &new).await;
+    assert_eq!(again, Err(VolumeError::Exists("disk0".into())));
+    let listed = volumes::list(&store).await.expect("lists");
+    assert_eq!(listed, [Listed { name: "disk0".into(), head: Ok(made.clone()) }]);
+    let report = check(&store, made.volume, true).await.expect("answers");
+    assert_eq!((report.errors, report.orphans), (vec![], vec![]));
+    volumes::delete(&store, "disk0", false).await.expect("deletes");
+    assert_eq!(moto.store("s3://disks").list("prefix").await, Ok(Vec::new()));
 }

@@ -1,0 +1,571 @@
+//! Volumes as the store knows them: create, find, list, delete.
+//!
+//! A volume exists when its name does. Creating writes head 1, then the name; deleting removes
+//! the heads from the oldest to the newest, then everything else, then the name. So a command that
+//! was cut short leaves a whole volume, or a name without a head that can be deleted again, or
+//! (of a creation) a lone head that nothing points at.
+
+use std::fmt;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use heeler_core::ids::{BLOCK_BYTES, Crc32c};
+use heeler_core::limits::NAME_BYTES_MAX;
+use heeler_core::wire::head::{Head, VOLUME_BLOCKS_MAX, valid_object_shift};
+use heeler_core::wire::names::{self, ObjectName, Uuid};
+use object_store::PutPayload;
+
+use crate::{ErrorKind, Store, StoreError};
+
+/// The checksum of everything in the store.
+pub const CRC32C: Crc32c = crc32c::crc32c_append;
+
+/// What a volume is made from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewVolume<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Size in blocks of 4 KiB.
+    pub blocks: u64,
+    /// log2 of the object size in bytes.
+    pub object_shift: u8,
+    /// Now: seconds since 1970.
+    pub unix_secs: u64,
+}
+
+/// One line of a list of volumes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// The name.
+    pub name: String,
+    /// The volume's newest head, or why there is none to show.
+    pub head: Result<Head, VolumeError>,
+}
+
+/// What the store holds of a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Info {
+    /// The newest head.
+    pub head: Head,
+    /// Packs, those not used any more included.
+    pub packs: u64,
+    /// Their bytes.
+    pub pack_bytes: u64,
+    /// All objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What a deletion removed, the name not counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Deleted {
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Why something could not be done to a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum VolumeError {
+    /// No volume can be called so.
+    Name(String),
+    /// No volume can have this size, in blocks.
+    Size(u64),
+    /// No volume can have objects of this size: log2 of the bytes.
+    ObjectSize(u8),
+    /// There is a volume of this name.
+    Exists(String),
+    /// There is no volume of this name.
+    Missing(String),
+    /// A server has the volume.
+    InUse {
+        /// The volume's name.
+        name: String,
+        /// The server's host.
+        host: String,
+        /// Since when: seconds since 1970.
+        since_unix_secs: u64,
+    },
+    /// What the store holds under the name is not a volume; what is wrong.
+    Broken {
+        /// The volume's name, or its UUID where no name is known.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The store failed.
+    Store(StoreError),
+}
+
+impl fmt::Display for VolumeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(
+                f,
+                "'{name}' cannot be a volume's name: letters, digits, '.', '_' and '-', a letter \
+                 or digit first, at most {NAME_BYTES_MAX} bytes"
+            ),
+            Self::Size(blocks) => write!(
+                f,
+                "a volume cannot have {blocks} blocks of {BLOCK_BYTES} bytes: 1 to \
+                 {VOLUME_BLOCKS_MAX}"
+            ),
+            Self::ObjectSize(shift) => {
+                write!(f, "objects cannot have 2^{shift} bytes: a power of two, 64K to 4M")
+            }
+            Self::Exists(name) => write!(f, "there is a volume '{name}' already"),
+            Self::Missing(name) => write!(f, "there is no volume '{name}'"),
+            Self::InUse { name, host, since_unix_secs } => write!(
+                f,
+                "volume '{name}' belongs to a server on '{host}' since {since_unix_secs} (seconds \
+                 since 1970); stop that server, or use --force if it is gone for ever"
+            ),
+            Self::Broken { name, what } => write!(f, "volume '{name}' is broken: {what}"),
+            Self::Store(e) => e.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for VolumeError {}
+
+impl From<StoreError> for VolumeError {
+    fn from(e: StoreError) -> Self {
+        Self::Store(e)
+    }
+}
+
+/// Makes an empty volume that nobody owns.
+///
+/// # Errors
+/// Nothing is left behind, unless the store fails again while that is cleaned up. After a
+/// `Store` error of kind `Timeout` the volume may exist: list the volumes to see.
+pub async fn create(store: &Store, new: &NewVolume<'_>) -> Result<Head, VolumeError> {
+    if !names::valid_name(new.name) {
+        return Err(VolumeError::Name(new.name.into()));
+    }
+    if !(1..=VOLUME_BLOCKS_MAX).contains(&new.blocks) {
+        return Err(VolumeError::Size(new.blocks));
+    }
+    if !valid_object_shift(new.object_shift) {
+        return Err(VolumeError::ObjectSize(new.object_shift));
+    }
+    let uuid = random_uuid()?;
+    let head = Head::first(uuid, new.name, new.blocks, new.object_shift, new.unix_secs);
+    let head_key = names::head_key(uuid, head.number);
+    let name = Bytes::from(names::encode_name(uuid));
+    let created = match create_settled(store, &head_key, head.encode(CRC32C).into()).await {
+        Ok(true) => create_settled(store, &names::name_key(new.name), name).await,
+        Ok(false) => {
+            let what = "its first head exists, though its UUID is new".into();
+            return Err(VolumeError::Broken { name: new.name.into(), what });
+        }
+        Err(e) => Err(e),
+    };
+    let error = match created {
+        Ok(true) => return Ok(head),
+        Ok(false) => VolumeError::Exists(new.name.into()),
+        // The name may be there: without the head it would name a broken volume.
+        Err(e) if e.kind == ErrorKind::Timeout => return Err(e.into()),
+        Err(e) => e.into(),
+    };
+    if let Err(e) = store.delete(&head_key).await {
+        log::warn!("a head that nothing points at stays behind: {e}");
+    }
+    Err(error)
+}
+
+/// The volume that a name stands for.
+///
+/// # Errors
+/// `Missing`, `Broken`, `Name` or `Store`.
+pub async fn find(store: &Store, name: &str) -> Result<Uuid, VolumeError> {
+    if !names::valid_name(name) {
+        return Err(VolumeError::Name(name.into()));
+    }
+    match store.get(&names::name_key(name), None).await {
+        Ok(bytes) => names::decode_name(&bytes).ok_or_else(|| VolumeError::Broken {
+            name: name.into(),
+            what: format!("the object {} is not a name", names::name_key(name)),
+        }),
+        Err(e) if e.kind == ErrorKind::NotFound => Err(VolumeError::Missing(name.into())),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The newest head of a volume, `None` if it has no head.
+///
+/// # Errors
+/// `Broken` or `Store`.
+pub async fn newest_head(store: &Store, volume: Uuid) -> Result<Option<Head>, VolumeError> {
+    let broken = |what| VolumeError::Broken { name: volume.to_string(), what };
+    // An owner at work deletes a head soon after it has made the next one.
+    for _ in 0..HEAD_ATTEMPTS {
+        let listed = store.list(&names::head_prefix(volume)).await?;
+        let numbers = listed.iter().filter_map(|entry| match names::parse_key(&entry.key) {
+            Some((_, ObjectName::Head { number })) => Some(number),
+            _ => None,
+        });
+        let Some(number) = numbers.max() else { return Ok(None) };
+        match store.get(&names::head_key(volume, number), None).await {
+            Ok(bytes) => {
+                return match Head::decode(&bytes, volume, number, CRC32C) {
+                    Ok(head) => Ok(Some(head)),
+                    Err(e) => Err(broken(format!("head {number}: {e}"))),
+                };
+            }
+            Err(e) if e.kind == ErrorKind::NotFound => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Err(broken("its heads change faster than they can be read".into()))
+}
+
+/// All volumes, by name. One that is broken is listed with what is wrong.
+///
+/// # Errors
+/// When the store fails.
+pub async fn list(store: &Store) -> Result<Vec<Listed>, StoreError> {
+    let entries = store.list(names::NAMES_PREFIX).await?;
+    let listed = entries.iter().filter_map(|entry| entry.key.strip_prefix(names::NAMES_PREFIX));
+    stream::iter(listed.map(|name| async move {
+        match named_head(store, name).await {
+            Err(VolumeError::Store(e)) => Err(e),
+            head => Ok(Listed { name: name.into(), head }),
+        }
+    }))
+    .buffered(store.config().reads_max)
+    // A name that went since it was listed.
+    .try_filter(|listed| std::future::ready(!matches!(listed.head, Err(VolumeError::Missing(_)))))
+    .try_collect()
+    .await
+}
+
+/// What the store holds of a volume.
+///
+/// # Errors
+/// `Missing`, `Broken`, `Name` or `Store`.
+pub async fn info(store: &Store, name: &str) -> Result<Info, VolumeError> {
+    let head = named_head(store, name).await?;
+    let mut info = Info { packs: 0, pack_bytes: 0, objects: 0, bytes: 0, head };
+    for entry in store.list(&names::volume_prefix(info.head.volume)).await? {
+        info.objects += 1;
+        info.bytes += entry.bytes;
+        if let Some((_, ObjectName::Pack { .. })) = names::parse_key(&entry.key) {
+            info.packs += 1;
+            info.pack_bytes += entry.bytes;
+        }
+    }
+    Ok(info)
+}
+
+/// Removes a volume. With `force` also one that a server has or that is broken; a server that is
+/// still running then loses its ground, and may write objects that nobody will find.
+///
+/// # Errors
+/// `InUse` and `Broken` unless forced; `Missing`, `Name` and `Store`. After `Store` the volume is
+/// whole, or has lost its heads; deleting it again goes on.
+pub async fn delete(store: &Store, name: &str, force: bool) -> Result<Deleted, VolumeError> {
+    let mut deleted = Deleted::default();
+    match find(store, name).await {
+        Ok(volume) => {
+            match newest_head(store, volume).await {
+                Ok(Some(head)) if !head.released && !force => {
+                    return Err(VolumeError::InUse {
+                        name: name.into(),
+                        host: head.host,
+                        since_unix_secs: head.claimed_unix_secs,
+                    });
+                }
+                Err(VolumeError::Broken { .. }) if force => {}
+                Err(e) => return Err(renamed(e, name)),
+                Ok(_) => {}
+            }
+            delete_objects(store, volume, &mut deleted).await?;
+        }
+        Err(VolumeError::Broken { .. }) if force => {}
+        Err(e) => return Err(e),
+    }
+    store.delete(&names::name_key(name)).await?;
+    Ok(deleted)
+}
+
+async fn delete_objects(
+    store: &Store,
+    volume: Uuid,
+    deleted: &mut Deleted,
+) -> Result<(), StoreError> {
+    // Listed again, because an owner may have been at work.
+    for _ in 0..DELETE_ROUNDS {
+        let entries = store.list(&names::volume_prefix(volume)).await?;
+        if entries.is_empty() {
+            break;
+        }
+        let heads = names::head_prefix(volume);
+        // Sorted by key, so the newest head goes last.
+        for entry in entries.iter().filter(|entry| entry.key.starts_with(&heads)) {
+            store.delete(&entry.key).await?;
+        }
+        stream::iter(entries.iter().filter(|entry| !entry.key.starts_with(&heads)))
+            .map(|entry| store.delete(&entry.key))
+            .buffer_unordered(store.config().writes_max)
+            .try_collect::<()>()
+            .await?;
+        deleted.objects += entries.len() as u64;
+        deleted.bytes += entries.iter().map(|entry| entry.bytes).sum::<u64>();
+    }
+    Ok(())
+}
+
+async fn named_head(store: &Store, name: &str) -> Result<Head, VolumeError> {
+    let volume = find(store, name).await?;
+    match newest_head(store, volume).await {
+        Ok(Some(head)) => Ok(head),
+        Ok(None) => Err(VolumeError::Broken {
+            name: name.into(),
+            what: "it has no head: its deletion was cut short. Delete it again".into(),
+        }),
+        Err(e) => Err(renamed(e, name)),
+    }
+}
+
+/// The same error, about the volume by its name.
+fn renamed(error: VolumeError, name: &str) -> VolumeError {
+    match error {
+        VolumeError::Broken { what, .. } => VolumeError::Broken { name: name.into(), what },
+        other => other,
+    }
+}
+
+/// Creates an object whose bytes no other creator would write, and finds out what became of a
+/// create without an answer. `false`: there is another one.
+///
+/// Fails with `Timeout` as long as the object may be there.
+async fn create_settled(store: &Store, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
+    let mut unknown: Option<StoreError> = None;
+    for _ in 0..CREATE_ATTEMPTS {
+        let error = match store.put(key, PutPayload::from(bytes.clone()), true).await {
+            Ok(()) => return Ok(true),
+            Err(e) => e,
+        };
+        match error.kind {
+            ErrorKind::AlreadyExists if unknown.is_none() => return Ok(false),
+            ErrorKind::AlreadyExists | ErrorKind::Timeout => {
+                let unknown = unknown.insert(StoreError { kind: ErrorKind::Timeout, ..error });
+                match store.get(key, None).await {
+                    Ok(found) => return Ok(found == bytes),
+                    Err(e) if e.kind == ErrorKind::NotFound => {}
+                    Err(_) => return Err(unknown.clone()),
+                }
+            }
+            // An earlier try may still take effect.
+            _ => return Err(unknown.unwrap_or(error)),
+        }
+    }
+    Err(unknown.expect("only unknown outcomes lead to another try"))
+}
+
+fn random_uuid() -> Result<Uuid, StoreError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| StoreError::new(ErrorKind::Permanent, format!("no randomness: {e}")))?;
+    // Version 4, variant 1 (RFC 9562).
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    Ok(Uuid(bytes))
+}
+
+/// Listings of heads before the reader gives up.
+const HEAD_ATTEMPTS: u32 = 5;
+/// Creates of one object at most.
+const CREATE_ATTEMPTS: u32 = 3;
+/// Listings of a volume that is deleted while its owner runs.
+const DELETE_ROUNDS: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{Fault, Faulty, Rates};
+    use crate::{Place, StoreConfig};
+
+    const NEW: NewVolume<'_> =
+        NewVolume { name: "disk0", blocks: 1 << 20, object_shift: 22, unix_secs: 77 };
+
+    fn memory() -> Store {
+        Store::open(StoreConfig::new(Place::Memory)).expect("memory opens")
+    }
+
+    async fn put_head(store: &Store, head: &Head) {
+        let key = names::head_key(head.volume, head.number);
+        store.put(&key, head.encode(CRC32C).into(), true).await.expect("creates");
+    }
+
+    async fn keys(store: &Store) -> Vec<String> {
+        let mut keys = Vec::new();
+        for prefix in [names::VOLUMES_PREFIX, names::NAMES_PREFIX] {
+            keys.extend(store.list(prefix).await.expect("lists").into_iter().map(|e| e.key));
+        }
+        keys
+    }
+
+    #[tokio::test]
+    async fn a_volume_from_creation_to_deletion() {
+        let store = memory();
+        assert_eq!(list(&store).await, Ok(Vec::new()));
+        let made = create(&store, &NEW).await.expect("creates");
+        assert!(made.released && made.number == 1 && made.name == "disk0");
+        assert_eq!(find(&store, "disk0").await, Ok(made.volume));
+        let listed = Listed { name: "disk0".into(), head: Ok(made.clone()) };
+        assert_eq!(list(&store).await, Ok(vec![listed]));
+
+        let next = Head { number: 2, written_unix_secs: 99, ..made.clone() };
+        put_head(&store, &next).await;
+        let pack = names::key(made.volume, ObjectName::Pack { epoch: made.epoch, n: 0 });
+        store.put(&pack, vec![0; 100].into(), false).await.expect("puts");
+        let info = info(&store, "disk0").await.expect("there");
+        assert_eq!(info.head, next);
+        assert_eq!((info.packs, info.pack_bytes, info.objects), (1, 100, 3));
+
+        let deleted = delete(&store, "disk0", false).await.expect("deletes");
+        assert_eq!((deleted.objects, deleted.bytes), (3, info.bytes));
+        assert_eq!(keys(&store).await, [""; 0]);
+        let again = delete(&store, "disk0", true).await;
+        assert_eq!(again, Err(VolumeError::Missing("disk0".into())));
+    }
+
+    #[tokio::test]
+    async fn what_no_volume_can_be_is_refused() {
+        let store = memory();
+        let cases = [
+            NewVolume { name: "a/b", ..NEW },
+            NewVolume { blocks: 0, ..NEW },
+            NewVolume { blocks: VOLUME_BLOCKS_MAX + 1, ..NEW },
+            NewVolume { object_shift: 23, ..NEW },
+        ];
+        for case in cases {
+            create(&store, &case).await.expect_err("refused");
+        }
+        assert_eq!(store.counters().puts, 0);
+        assert_eq!(find(&store, "../x").await, Err(VolumeError::Name("../x".into())));
+    }
+
+    #[tokio::test]
+    async fn a_taken_name_leaves_nothing_behind() {
+        let store = memory();
+        create(&store, &NEW).await.expect("creates");
+        let before = keys(&store).await;
+        let again = create(&store, &NewVolume { blocks: 5, ..NEW }).await;
+        assert_eq!(again, Err(VolumeError::Exists("disk0".into())));
+        assert_eq!(keys(&store).await, before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_create_without_an_answer_is_settled() {
+        use Fault::*;
+        // Requests: head, (its settling,) name, (its settling).
+        for faults in [
+            vec![Some(Lost), None, None],
+            vec![None, Some(Lost)],
+            vec![None, Some(HangsAfter)],
+            vec![Some(Hangs), None, None, Some(Hangs), None, None],
+        ] {
+            let backend = Faulty::memory(1, Rates::default()).first(faults.clone());
+            let store = Store::with_backend(StoreConfig::new(Place::Memory), Box::new(backend));
+            let made = create(&store, &NEW).await.unwrap_or_else(|e| panic!("{faults:?}: {e}"));
+            assert_eq!(info(&store, "disk0").await.expect("there").head, made);
+        }
+        // The name is refused for good: the head must not stay.
+        let faults = [vec![None], vec![Some(Refused); 4]].concat();
+        let backend = Faulty::memory(1, Rates::default()).first(faults);
+        let store = Store::with_backend(StoreConfig::new(Place::Memory), Box::new(backend));
+        create(&store, &NEW).await.expect_err("refused");
+        assert_eq!(keys(&store).await, [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn creations_under_faults_leave_whole_volumes() {
+        let rates = Rates { refused: 100, hangs: 60, lost: 60, hangs_after: 60 };
+        let mut made = 0;
+        for seed in 0..300 {
+            let backend = Faulty::memory(seed, rates);
+            let store = Store::with_backend(StoreConfig::new(Place::Memory), Box::new(backend));
+            let result = create(&store, &NEW).await;
+            let found = loop {
+                match named_head(&store, "disk0").await {
+                    Err(VolumeError::Store(_)) => {}
+                    found => break found,
+                }
+            };
+            match result {
+                Ok(head) => assert_eq!(found, Ok(head), "seed {seed}"),
+                Err(VolumeError::Store(e)) if e.kind == ErrorKind::Timeout => {
+                    assert!(!matches!(found, Err(VolumeError::Broken { .. })), "seed {seed}");
+                }
+                Err(e) => {
+                    assert_eq!(
+                        found,
+                        Err(VolumeError::Missing("disk0".into())),
+                        "seed {seed}: {e}"
+                    );
+                }
+            }
+            made += u32::from(store.counters().failures == 0);
+        }
+        assert!(made > 100, "{made} of 300 met no failure");
+    }
+
+    #[tokio::test]
+    async fn a_server_s_volume_needs_force() {
+        let store = memory();
+        let made = create(&store, &NEW).await.expect("creates");
+        let claim =
+            Head { number: 2, term: 2, released: false, host: "east".into(), ..made.clone() };
+        put_head(&store, &claim).await;
+        let error = delete(&store, "disk0", false).await.expect_err("in use").to_string();
+        assert!(error.contains("'east'") && error.contains("--force"), "{error}");
+        assert_eq!(info(&store, "disk0").await.expect("there").head, claim);
+        delete(&store, "disk0", true).await.expect("forced");
+        assert_eq!(keys(&store).await, [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deletion_cut_short_goes_on() {
+        for faults in 0..8 {
+            let place = StoreConfig { attempts: 1, ..StoreConfig::new(Place::Memory) };
+            // Creation asks twice. Of the deletion, the n-th request fails.
+            let mut plan = vec![None; 3 + faults];
+            plan.push(Some(Fault::Refused));
+            let backend = Faulty::memory(1, Rates::default()).first(plan);
+            let store = Store::with_backend(place, Box::new(backend));
+            let made = create(&store, &NEW).await.expect("creates");
+            put_head(&store, &Head { number: 2, ..made.clone() }).await;
+            delete(&store, "disk0", false).await.expect_err("cut short");
+            let listed = list(&store).await.expect("lists");
+            match &listed[0].head {
+                Ok(head) => assert_eq!(head.number, 2, "the newest head goes last"),
+                Err(e) => assert!(e.to_string().contains("Delete it again"), "{e}"),
+            }
+            delete(&store, "disk0", false).await.expect("goes on");
+            assert_eq!(keys(&store).await, [""; 0]);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_broken_is_shown_and_only_deleted_by_force() {
+        let store = memory();
+        let made = create(&store, &NEW).await.expect("creates");
+        let next = names::head_key(made.volume, 2);
+        store.put(&next, vec![1, 2, 3].into(), false).await.expect("puts");
+        store.put("names/junk", PutPayload::from_static(b"?"), false).await.expect("puts");
+        let listed = list(&store).await.expect("lists");
+        assert_eq!(listed.len(), 2);
+        for Listed { name, head } in listed {
+            let error = head.expect_err("broken").to_string();
+            assert!(error.contains(&format!("volume '{name}' is broken")), "{error}");
+            delete(&store, &name, false).await.expect_err("needs force");
+            delete(&store, &name, true).await.expect("forced");
+        }
+        assert_eq!(keys(&store).await, [""; 0]);
+    }
+}
