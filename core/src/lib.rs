@@ -11,6 +11,8 @@ pub mod ids;
 pub mod keeper;
 pub mod limits;
 pub mod list;
+pub mod mailbox;
 pub mod policy;
+mod sync;
 pub mod time;
 pub mod wire;
