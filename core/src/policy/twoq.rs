@@ -28,13 +28,12 @@ pub(super) fn touched(list: List) -> Option<List> {
     }
 }
 
-/// Each list may have its share of what stays after the eviction; a list that is short of its
-/// share lends the rest to the other. So exactly one of the two is one too long.
+/// Of what stays after the eviction, warm_in may have its share and hot the rest; one of the two is
+/// too long. A list that is short of its share lends it to the other by this: as long as hot is
+/// short, warm_in is the one too long, and the other way round.
 pub(super) fn victim(warm_in: u32, hot: u32) -> Option<List> {
     let stay = (warm_in + hot).checked_sub(1)?;
     let kin = (u64::from(stay) * u64::from(KIN_PERCENT) / 100) as u32;
-    let khot = stay - kin;
-    let kin = if hot < khot { stay - hot } else { kin };
     Some(if warm_in > kin { List::WarmIn } else { List::Hot })
 }
 
