@@ -13,6 +13,7 @@ pub mod limits;
 pub mod list;
 pub mod mailbox;
 pub mod policy;
+pub mod session;
 mod sync;
 pub mod time;
 pub mod wire;

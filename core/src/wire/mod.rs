@@ -4,4 +4,5 @@ pub mod frame;
 pub mod head;
 pub mod map_page;
 pub mod names;
+pub mod nbd;
 pub mod pack;
