@@ -39,14 +39,28 @@
 //! deleted; therefore a claim lists the heads again after its create and counts only if none is
 //! newer.
 
+mod claim;
+mod cycle;
+mod held;
+mod map;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+use self::claim::{Claim, Step};
+use self::held::{Fate, Held};
+use self::store::{Io, Request, Store};
 use crate::event::{PushRun, ToKeeper, ToShard};
 use crate::ids::{Crc32c, Epoch, OpId, ShardId, VolumeId};
 use crate::time::{Duration, Instant};
+use crate::wire::head::Head;
 use crate::wire::names::{Nonce, Uuid};
 
 /// What a keeper needs to know from the start.
@@ -180,7 +194,8 @@ pub enum Input<'a> {
         ticket: u64,
     },
     /// Push what is dirty and give the volume up. Ends in [`Output::Released`] (or
-    /// [`Output::Fenced`]). The front ends must have stopped writing.
+    /// [`Output::Fenced`]); at once if the volume has not been claimed yet. The front ends must
+    /// have stopped writing.
     Detach,
     /// The end of a store operation.
     StoreDone {
@@ -274,7 +289,7 @@ pub enum Output {
         /// What.
         key: String,
     },
-    /// The batch's bytes are of no more use.
+    /// The batch's bytes are of no more use (a put of them that still runs does not matter).
     DropBatch(BatchHandle),
     /// Mail to a shard.
     ToShard(ShardId, ToShard),
@@ -411,6 +426,8 @@ pub enum Refusal {
     StoreIsOlder,
     /// Others claim it again and again.
     Contended,
+    /// Its heads have used up all numbers.
+    Exhausted,
     /// The store refuses, and trying again would not help.
     Store {
         /// The runtime's number for the text of the error.
@@ -443,6 +460,7 @@ impl fmt::Display for Refusal {
                  store; check the store's address",
             ),
             Self::Contended => f.write_str("other servers are claiming it; try again"),
+            Self::Exhausted => f.write_str("no number is left for another head"),
             Self::Store { .. } => f.write_str("the store refuses access; check its settings"),
         }
     }
@@ -527,4 +545,229 @@ pub struct Status {
     pub pushed_bytes: u64,
     /// Bytes put since the start, headers and map pages included.
     pub put_bytes: u64,
+}
+
+/// The machine: see the [module](self).
+///
+/// * `handle` takes everything from outside; `poll_output` is then drained to `None`;
+/// * `poll_timeout` says when to come back;
+/// * `status` and `phase` are for people.
+#[derive(Debug)]
+pub struct Keeper {
+    config: Config,
+    volume: VolumeId,
+    /// Wall clock at a point of the monotonic one.
+    clock: (Instant, u64),
+    state: State,
+    store: Store,
+    out: VecDeque<Output>,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Claiming(Box<Claim>),
+    Held(Box<Held>),
+    /// Released, Refused or Fenced, with what was last committed and the newest head then.
+    Over(Phase, Epoch, u32),
+}
+
+impl Keeper {
+    /// A keeper that waits for [`Input::Start`].
+    ///
+    /// # Panics
+    /// On a number of shards that no cache has.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let shards = usize::from(config.shards);
+        assert!((1..=crate::limits::SHARDS_MAX).contains(&shards), "a cache has 1 to 64 shards");
+        Self {
+            store: Store::new(&config),
+            config,
+            volume: VolumeId(0),
+            clock: (Instant(0), 0),
+            state: State::Idle,
+            out: VecDeque::new(),
+        }
+    }
+
+    /// Takes one input. Work is bounded by the input and by the packs and map pages that it
+    /// makes ready to go out.
+    ///
+    /// # Panics
+    /// If a shard breaks the order of a push, or a second `Start` comes.
+    pub fn handle(&mut self, now: Instant, input: Input<'_>) {
+        if let Input::Start(start) = &input {
+            self.clock = (now, start.unix_secs);
+            self.volume = start.volume;
+        }
+        if let Input::Remembered { volume } = input {
+            self.volume = volume;
+        }
+        let mut state = core::mem::replace(&mut self.state, State::Idle);
+        let mut io = self.io(now);
+        if matches!(input, Input::Tick) {
+            io.store.tick(now, io.out);
+        }
+        state = match (state, input) {
+            (State::Idle, Input::Start(start)) => {
+                State::Claiming(Box::new(Claim::new(&start, &mut io)))
+            }
+            (_, Input::Start(_)) => panic!("a keeper claims its volume once"),
+            (state, Input::StoreDone { op, result }) => match io.store.end(op) {
+                Some(request) => finish(&mut io, state, request, result),
+                None => state,
+            },
+            (State::Claiming(mut claim), Input::Remembered { .. }) => {
+                claim.handle_remembered(&mut io);
+                State::Claiming(claim)
+            }
+            (state, Input::Remembered { .. }) => state,
+            (State::Held(mut held), input) => {
+                held.handle(&mut io, input);
+                State::Held(held)
+            }
+            (state, input) => turn_away(&mut io, state, input),
+        };
+        if let State::Held(mut held) = state {
+            let fate = held.settle(&mut io);
+            state = follow(&mut io, held, fate);
+        }
+        self.state = state;
+    }
+
+    /// The next thing to do. Drain after every `handle`.
+    #[must_use]
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    /// When [`Input::Tick`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let held = match &self.state {
+            State::Held(held) => held.timeout(self.config.push_after),
+            _ => None,
+        };
+        held.into_iter().chain(self.store.timeout()).min()
+    }
+
+    /// What it is doing.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match &self.state {
+            State::Idle => Phase::Idle,
+            State::Claiming(_) => Phase::Claiming,
+            State::Held(held) => held.phase(),
+            State::Over(phase, ..) => *phase,
+        }
+    }
+
+    /// Its figures.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let held = if let State::Held(held) = &self.state { Some(held) } else { None };
+        let (committed, head) = match &self.state {
+            State::Held(held) => (held.committed(), held.head.number),
+            State::Over(_, committed, head) => (*committed, *head),
+            State::Idle | State::Claiming(_) => (Epoch::ZERO, 0),
+        };
+        let (push_bytes, backlog_bytes) = held.map_or((0, 0), |held| held.push_bytes());
+        Status {
+            phase: self.phase(),
+            committed,
+            head,
+            backlog_bytes,
+            push_bytes,
+            dirty_since: held.and_then(|held| held.dirty_since()),
+            retrying: self.store.retrying(),
+            last_failure: self.store.last_failure,
+            pushed_bytes: held.map_or(0, |held| held.pushed_bytes()),
+            put_bytes: self.store.put_bytes,
+        }
+    }
+
+    fn io(&mut self, now: Instant) -> Io<'_> {
+        let elapsed_secs = (now - self.clock.0).0 / Duration::from_secs(1).0;
+        Io {
+            now,
+            config: &self.config,
+            volume: self.volume,
+            unix_secs: self.clock.1 + elapsed_secs,
+            out: &mut self.out,
+            store: &mut self.store,
+        }
+    }
+}
+
+/// The end of a store operation that somebody waits for.
+fn finish(io: &mut Io<'_>, state: State, request: Request, result: StoreResult<'_>) -> State {
+    match state {
+        State::Claiming(mut claim) => match claim.handle_done(io, request, result) {
+            Step::Wait => State::Claiming(claim),
+            Step::Claimed { head, superseded, ours } => attach(io, head, superseded, ours),
+            Step::Refused(refusal) => {
+                io.store.forget();
+                io.out.push_back(Output::Refused(refusal));
+                State::Over(Phase::Refused, Epoch::ZERO, 0)
+            }
+        },
+        State::Held(mut held) => {
+            let fate = held.handle_done(io, request, result);
+            follow(io, held, fate)
+        }
+        State::Idle | State::Over(..) => unreachable!("the store was told to forget"),
+    }
+}
+
+fn attach(io: &mut Io<'_>, head: Head, superseded: Option<u32>, ours: bool) -> State {
+    let held = Box::new(Held::new(head, superseded));
+    io.out.push_back(Output::Attached(Attached {
+        volume: io.volume,
+        name: held.head.name.clone(),
+        blocks: held.head.blocks,
+        object_shift: held.head.object_shift,
+        created_unix_secs: held.head.created_unix_secs,
+        ours,
+        open: held.open(),
+        committed: held.committed(),
+    }));
+    held.attach(io);
+    State::Held(held)
+}
+
+fn follow(io: &mut Io<'_>, mut held: Box<Held>, fate: Fate) -> State {
+    let (phase, end) = match fate {
+        Fate::Held => return State::Held(held),
+        Fate::Released => {
+            held.let_go(io);
+            (Phase::Released, Output::Released)
+        }
+        Fate::Fenced(by) => {
+            held.fence(io);
+            (Phase::Fenced, Output::Fenced { by })
+        }
+    };
+    io.store.forget();
+    io.out.push_back(end);
+    State::Over(phase, held.committed(), held.head.number)
+}
+
+/// What a keeper without a volume says.
+fn turn_away(io: &mut Io<'_>, state: State, input: Input<'_>) -> State {
+    match input {
+        Input::Batch { batch, .. } => io.out.push_back(Output::DropBatch(batch)),
+        Input::Fetch { shard, op, .. } => io.out.push_back(Output::FetchFailed { shard, op }),
+        Input::Query { shard, op, .. } => io.out.push_back(Output::QueryFailed { shard, op }),
+        Input::PushNow { ticket } => {
+            io.out.push_back(Output::PushDone { ticket, committed: false });
+        }
+        Input::Detach if matches!(state, State::Idle | State::Claiming(_)) => {
+            io.store.forget();
+            io.out.push_back(Output::Released);
+            return State::Over(Phase::Released, Epoch::ZERO, 0);
+        }
+        _ => {}
+    }
+    state
 }

@@ -1,0 +1,402 @@
+//! A volume that is ours: when to push, the commit, the release, and what is superseded.
+
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::claim;
+use super::cycle::{Cycle, broadcast};
+use super::map::{Map, Wanted};
+use super::store::{Call, Fault, Io, Request, Task};
+use super::{Input, Output, Owner, Phase, StoreResult};
+use crate::event::{ToKeeper, ToShard};
+use crate::ids::{BLOCK_BYTES, Epoch, OpId, ShardId};
+use crate::limits::MAP_PAGE_BLOCKS;
+use crate::time::{Duration, Instant};
+use crate::wire::head::Head;
+use crate::wire::names;
+
+/// Superseded objects that are deleted at the same time at most.
+const DELETES_MAX: usize = 4;
+
+/// A volume that is ours.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// The newest head.
+    pub(super) head: Head,
+    /// Writes belong to this epoch.
+    open: Epoch,
+    /// The image is as of this epoch (later than the head's, if nothing changed since).
+    committed: Epoch,
+    map: Map,
+    cycle: Option<Cycle>,
+    /// The head that is being created.
+    next: Option<Head>,
+    /// When the oldest block that no cycle covers became dirty.
+    dirty_since: Option<Instant>,
+    /// A cycle must start, without waiting for age.
+    wanted: bool,
+    /// Who waits for the next cycle.
+    tickets: Vec<u64>,
+    detaching: bool,
+    released: bool,
+    superseded: VecDeque<String>,
+    deleting: usize,
+    pushed_bytes: u64,
+}
+
+/// Whether the volume stays ours.
+#[derive(Debug)]
+pub(super) enum Fate {
+    Held,
+    Released,
+    Fenced(Option<Owner>),
+}
+
+impl Held {
+    /// The volume has just been claimed by `head`.
+    pub(super) fn new(head: Head, superseded: Option<u32>) -> Self {
+        let key = superseded.map(|number| names::head_key(head.volume, number));
+        Self {
+            open: Epoch::first_of_term(head.term),
+            committed: head.epoch,
+            head,
+            map: Map::new(),
+            cycle: None,
+            next: None,
+            dirty_since: None,
+            wanted: false,
+            tickets: Vec::new(),
+            detaching: false,
+            released: false,
+            superseded: key.into_iter().collect(),
+            deleting: 0,
+            pushed_bytes: 0,
+        }
+    }
+
+    /// Tells the shards to serve the volume.
+    pub(super) fn attach(&self, io: &mut Io<'_>) {
+        let mail = ToShard::Attach {
+            volume: io.volume,
+            object_shift: self.head.object_shift,
+            blocks: self.head.blocks,
+            open: self.open,
+            committed: self.committed,
+        };
+        broadcast(io, mail);
+    }
+
+    pub(super) fn open(&self) -> Epoch {
+        self.open
+    }
+
+    pub(super) fn committed(&self) -> Epoch {
+        self.committed
+    }
+
+    pub(super) fn pushed_bytes(&self) -> u64 {
+        self.pushed_bytes
+    }
+
+    pub(super) fn dirty_since(&self) -> Option<Instant> {
+        self.cycle.as_ref().and_then(|cycle| cycle.dirty_since).or(self.dirty_since)
+    }
+
+    /// Bytes of the running push, and how many of them are not in the store yet.
+    pub(super) fn push_bytes(&self) -> (u64, u64) {
+        let (announced, stored) = self.cycle.as_ref().map_or((0, 0), Cycle::blocks);
+        let block = BLOCK_BYTES as u64;
+        (announced * block, announced.saturating_sub(stored) * block)
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        match (&self.cycle, &self.next) {
+            (Some(_), _) => Phase::Pushing,
+            (None, Some(_)) => Phase::Releasing,
+            (None, None) if self.released => Phase::Releasing,
+            (None, None) if self.dirty_since.is_some() => Phase::Dirty,
+            (None, None) => Phase::Clean,
+        }
+    }
+
+    pub(super) fn timeout(&self, push_after: Duration) -> Option<Instant> {
+        match &self.cycle {
+            Some(cycle) => cycle.timeout(),
+            None if self.next.is_some() || self.released => None,
+            None => self.dirty_since.map(|since| since + push_after),
+        }
+    }
+
+    /// Everything but the ends of store operations.
+    pub(super) fn handle(&mut self, io: &mut Io<'_>, input: Input<'_>) {
+        match input {
+            Input::Shard(shard, mail) => self.handle_mail(io, shard, mail),
+            Input::Batch { shard, epoch, batch, runs, crcs } => {
+                let cycle = self.cycle.as_mut().expect("batches come in a push");
+                assert_eq!(cycle.epoch, epoch, "batches are of the closed epoch");
+                cycle.handle_batch(io, &self.head, (shard, batch), runs, crcs);
+            }
+            Input::Fetch { shard, op, object, first, count } => {
+                let wanted = self.wanted((shard, op), object, (first, count), false);
+                self.map.want(io, &self.head, wanted);
+            }
+            Input::Query { shard, op, object, first, count } => {
+                let wanted = self.wanted((shard, op), object, (first, count), true);
+                self.map.want(io, &self.head, wanted);
+            }
+            Input::PushNow { ticket } => {
+                self.tickets.push(ticket);
+                self.wanted = true;
+            }
+            Input::Detach => {
+                // The last cycle starts now, so that it covers what is dirty without our knowing.
+                self.wanted |= !self.detaching;
+                self.detaching = true;
+            }
+            Input::Tick => {
+                if let Some(cycle) = &mut self.cycle {
+                    cycle.tick(io);
+                }
+            }
+            Input::Start(_) | Input::Remembered { .. } | Input::StoreDone { .. } => {
+                unreachable!("handled by the keeper itself")
+            }
+        }
+    }
+
+    fn handle_mail(&mut self, io: &mut Io<'_>, shard: ShardId, mail: ToKeeper) {
+        assert!(shard.0 < io.config.shards, "mail comes from our shards");
+        // What a shard says before it freezes is covered by the cycle that freezes it.
+        let covering = self.cycle.as_mut().filter(|cycle| cycle.covers(shard));
+        match mail {
+            ToKeeper::Dirtied { .. } => {
+                let since = covering.map_or(&mut self.dirty_since, |cycle| &mut cycle.dirty_since);
+                since.get_or_insert(io.now);
+            }
+            ToKeeper::Pressure { .. } => self.wanted |= covering.is_none(),
+            ToKeeper::Frozen { epoch, blocks, .. } => {
+                self.cycle_of(epoch).handle_frozen(io, shard, blocks);
+            }
+            ToKeeper::Pushed { epoch, .. } => self.cycle_of(epoch).handle_pushed(io, shard),
+        }
+    }
+
+    fn cycle_of(&mut self, epoch: Epoch) -> &mut Cycle {
+        let cycle = self.cycle.as_mut().expect("shards answer a push");
+        assert_eq!(cycle.epoch, epoch, "shards answer the push that runs");
+        cycle
+    }
+
+    fn wanted(
+        &self,
+        (shard, op): (ShardId, OpId),
+        object: u32,
+        (first, count): (u16, u16),
+        query: bool,
+    ) -> Wanted {
+        let object_blocks = self.head.object_blocks();
+        let inside = u32::from(first) + u32::from(count) <= object_blocks;
+        assert!(inside, "a fetch is inside its object");
+        let block = u64::from(object) * u64::from(object_blocks) + u64::from(first);
+        let page = (block / MAP_PAGE_BLOCKS as u64) as u32;
+        let first = (block % MAP_PAGE_BLOCKS as u64) as u16;
+        Wanted { shard, op, page, first, count, query }
+    }
+
+    /// The end of a store operation.
+    pub(super) fn handle_done(
+        &mut self,
+        io: &mut Io<'_>,
+        request: Request,
+        result: StoreResult<'_>,
+    ) -> Fate {
+        match (request.task, result) {
+            (Task::Delete, _) => self.deleting -= 1,
+            (Task::LoadPage { .. }, _) => {
+                if let Some((page, base)) = self.map.handle_done(io, &self.head, request, result) {
+                    let cycle = self.cycle.as_mut().expect("the cycle waits for the page");
+                    cycle.handle_page_loaded(io, page, &base);
+                }
+            }
+            (Task::PutPack { n }, StoreResult::Done) => {
+                self.cycle.as_mut().expect("packs belong to a push").handle_pack_put(io, n);
+            }
+            (Task::PutPage { .. }, StoreResult::Done) => {
+                self.cycle.as_mut().expect("map pages belong to a push").handle_page_put();
+            }
+            (Task::Commit, StoreResult::Done) => self.committed_next(io),
+            (Task::Commit, StoreResult::AlreadyExists) => {
+                let call = Call::Get(self.next_key());
+                io.start(Task::ConfirmCommit, call);
+            }
+            (Task::Commit, result) => {
+                // Whether it took effect is unknown: look before trying again.
+                let call = Call::Get(self.next_key());
+                io.store.instead(io.now, request, fault(result), Task::ConfirmCommit, call);
+            }
+            (Task::ConfirmCommit, StoreResult::NotFound) => self.create_next(io),
+            (Task::ConfirmCommit, StoreResult::Got(bytes)) => {
+                return self.confirm(io, request, bytes);
+            }
+            (_, result) => io.again(request, fault(result)),
+        }
+        Fate::Held
+    }
+
+    /// The head with our next number: ours, or another owner's claim.
+    fn confirm(&mut self, io: &mut Io<'_>, request: Request, bytes: &[u8]) -> Fate {
+        let next = self.next.as_ref().expect("a commit is under way");
+        match Head::decode(bytes, next.volume, next.number, io.config.crc32c) {
+            Ok(found) if found.nonce == next.nonce && found.epoch == next.epoch => {
+                self.committed_next(io);
+                Fate::Held
+            }
+            Ok(found) => Fate::Fenced(Some(claim::owner(&found))),
+            Err(_) => {
+                io.again(request, Fault::WRONG);
+                Fate::Held
+            }
+        }
+    }
+
+    /// Starts what can start. After every input.
+    pub(super) fn settle(&mut self, io: &mut Io<'_>) -> Fate {
+        if let Some(cycle) = &mut self.cycle
+            && self.next.is_none()
+            && cycle.settle(io, &self.head, &mut self.map)
+        {
+            if !cycle.changed() {
+                self.finish_cycle(io);
+            } else if !self.commit(io, false) {
+                return Fate::Fenced(None);
+            }
+        }
+        if self.cycle.is_none() && self.next.is_none() && !self.released {
+            let due = self
+                .dirty_since
+                .is_some_and(|since| self.detaching || since + io.config.push_after <= io.now);
+            if self.wanted || due {
+                self.start_cycle(io);
+            } else if self.detaching && !self.commit(io, true) {
+                return Fate::Fenced(None);
+            }
+        }
+        self.delete(io);
+        if self.released && self.deleting == 0 { Fate::Released } else { Fate::Held }
+    }
+
+    fn start_cycle(&mut self, io: &mut Io<'_>) {
+        self.wanted = false;
+        let tickets = core::mem::take(&mut self.tickets);
+        let cycle = Cycle::start(io, self.open, self.dirty_since.take(), tickets);
+        self.open = self.open.next();
+        self.cycle = Some(cycle);
+    }
+
+    /// Creates the next head. False if there are no numbers left.
+    fn commit(&mut self, io: &mut Io<'_>, release: bool) -> bool {
+        let Some(number) = self.head.number.checked_add(1) else { return false };
+        let mut next = Head {
+            number,
+            written_unix_secs: io.unix_secs,
+            epoch: self.committed,
+            released: release,
+            ..self.head.clone()
+        };
+        if let Some(cycle) = &self.cycle {
+            next.epoch = cycle.epoch;
+            for (&page, staged) in &cycle.staged {
+                if staged.empty {
+                    next.pages.remove(&page);
+                } else {
+                    next.pages.insert(page, cycle.epoch);
+                }
+            }
+        }
+        self.next = Some(next);
+        self.create_next(io);
+        true
+    }
+
+    fn create_next(&mut self, io: &mut Io<'_>) {
+        let next = self.next.as_ref().expect("a commit is under way");
+        let bytes: Arc<[u8]> = next.encode(io.config.crc32c).into();
+        io.store.put_bytes += bytes.len() as u64;
+        io.start(Task::Commit, Call::Create { key: self.next_key(), bytes });
+    }
+
+    fn next_key(&self) -> String {
+        let next = self.next.as_ref().expect("a commit is under way");
+        names::head_key(next.volume, next.number)
+    }
+
+    /// The next head is the newest: the image is its.
+    fn committed_next(&mut self, io: &mut Io<'_>) {
+        let next = self.next.take().expect("a commit is under way");
+        let before = core::mem::replace(&mut self.head, next);
+        if !before.is_claim() {
+            self.superseded.push_back(names::head_key(before.volume, before.number));
+        }
+        if let Some(cycle) = &mut self.cycle {
+            for (page, staged) in core::mem::take(&mut cycle.staged) {
+                if let Some(&epoch) = before.pages.get(&page) {
+                    self.superseded.push_back(names::map_key(before.volume, page, epoch));
+                }
+                self.map.replace(page, staged.content, io.config.pages_max);
+            }
+            self.finish_cycle(io);
+        } else {
+            self.released = true;
+        }
+    }
+
+    /// Everything of the cycle is in the image.
+    fn finish_cycle(&mut self, io: &mut Io<'_>) {
+        let cycle = self.cycle.take().expect("a push ends once");
+        self.committed = cycle.epoch;
+        self.pushed_bytes += cycle.blocks().1 * BLOCK_BYTES as u64;
+        broadcast(io, ToShard::Committed { volume: io.volume, epoch: cycle.epoch });
+        for ticket in cycle.tickets {
+            io.out.push_back(Output::PushDone { ticket, committed: true });
+        }
+    }
+
+    fn delete(&mut self, io: &mut Io<'_>) {
+        while self.deleting < DELETES_MAX {
+            let Some(key) = self.superseded.pop_front() else { return };
+            self.deleting += 1;
+            io.start(Task::Delete, Call::Delete(key));
+        }
+    }
+
+    /// The volume is another's: lets go of everything.
+    pub(super) fn fence(&mut self, io: &mut Io<'_>) {
+        let mut tickets = core::mem::take(&mut self.tickets);
+        if let Some(mut cycle) = self.cycle.take() {
+            cycle.abandon(io);
+            tickets.append(&mut cycle.tickets);
+        }
+        self.map.fail_all(io);
+        broadcast(io, ToShard::Fenced { volume: io.volume });
+        for ticket in tickets {
+            io.out.push_back(Output::PushDone { ticket, committed: false });
+        }
+    }
+
+    /// The volume is given up: whoever still asks gets no answer from the image.
+    pub(super) fn let_go(&mut self, io: &mut Io<'_>) {
+        self.map.fail_all(io);
+        for ticket in core::mem::take(&mut self.tickets) {
+            io.out.push_back(Output::PushDone { ticket, committed: false });
+        }
+    }
+}
+
+fn fault(result: StoreResult<'_>) -> Fault {
+    match result {
+        StoreResult::Failed { transient, note } => Fault { transient, note: Some(note) },
+        _ => Fault::WRONG,
+    }
+}

@@ -1,0 +1,310 @@
+//! The map pages in memory, their loads, and the fetches and queries they answer. All of it is
+//! the committed image: a running cycle works on copies.
+
+use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::store::{Call, Fault, Io, Request, Task};
+use super::{Output, PackPart, PackRead, StoreResult};
+use crate::ids::{BLOCK_BYTES, OpId, ShardId};
+use crate::wire::head::Head;
+use crate::wire::map_page::{Data, MapPage};
+use crate::wire::names;
+
+/// Unwanted blocks that are read along rather than cut a read in two.
+const GAP_BLOCKS_MAX: u16 = 8;
+
+/// A fetch or a query.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) shard: ShardId,
+    pub(super) op: OpId,
+    /// The map page, and the first block in it.
+    pub(super) page: u32,
+    pub(super) first: u16,
+    pub(super) count: u16,
+    pub(super) query: bool,
+}
+
+/// What a page is, as far as it is known.
+#[derive(Debug)]
+pub(super) enum Known {
+    /// In memory (or all zeroes).
+    Page(Arc<MapPage>),
+    /// On its way.
+    Loading,
+}
+
+#[derive(Debug)]
+pub(super) struct Map {
+    /// With the time of the last use, in uses.
+    pages: BTreeMap<u32, (Arc<MapPage>, u64)>,
+    by_use: BTreeMap<u64, u32>,
+    uses: u64,
+    loads: BTreeMap<u32, Load>,
+}
+
+#[derive(Debug, Default)]
+struct Load {
+    waiters: Vec<Wanted>,
+    /// The cycle waits, too.
+    cycle: bool,
+    failures: u32,
+}
+
+impl Map {
+    pub(super) fn new() -> Self {
+        Self { pages: BTreeMap::new(), by_use: BTreeMap::new(), uses: 0, loads: BTreeMap::new() }
+    }
+
+    /// Answers a fetch or a query, maybe later.
+    pub(super) fn want(&mut self, io: &mut Io<'_>, head: &Head, wanted: Wanted) {
+        match self.find(io, head, wanted.page) {
+            Known::Page(page) => answer(io, &wanted, &page),
+            Known::Loading => self.load(wanted.page).waiters.push(wanted),
+        }
+    }
+
+    /// A page for the cycle; if it is on its way, `handle_done` will say so.
+    pub(super) fn want_for_cycle(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Known {
+        let known = self.find(io, head, page);
+        if let Known::Loading = known {
+            self.load(page).cycle = true;
+        }
+        known
+    }
+
+    /// A commit has made this the page; `None`: it is not in memory, or all zeroes.
+    pub(super) fn replace(&mut self, page: u32, content: Option<Arc<MapPage>>, pages_max: usize) {
+        if let Some((_, used)) = self.pages.remove(&page) {
+            self.by_use.remove(&used);
+        }
+        if let Some(content) = content {
+            self.insert(page, content, pages_max);
+        }
+    }
+
+    /// The end of a load. Gives the page back if the cycle waits for it.
+    pub(super) fn handle_done(
+        &mut self,
+        io: &mut Io<'_>,
+        head: &Head,
+        request: Request,
+        result: StoreResult<'_>,
+    ) -> Option<(u32, Arc<MapPage>)> {
+        let Task::LoadPage { page, epoch } = request.task else {
+            unreachable!("only loads come here")
+        };
+        if head.pages.get(&page) != Some(&epoch) {
+            // Superseded, and maybe deleted, while it was on its way.
+            return self.reload(io, head, page);
+        }
+        let content = match result {
+            StoreResult::Got(bytes) => {
+                let crc32c = io.config.crc32c;
+                MapPage::decode(bytes, head.volume, page, epoch, crc32c).map_err(|_| Fault::WRONG)
+            }
+            StoreResult::Failed { transient, note } => Err(Fault { transient, note: Some(note) }),
+            _ => Err(Fault::WRONG),
+        };
+        match content {
+            Ok(content) => {
+                let content = Arc::new(content);
+                self.insert(page, content.clone(), io.config.pages_max);
+                self.finish(io, page, content)
+            }
+            Err(fault) => {
+                self.fail(io, request, page, fault);
+                None
+            }
+        }
+    }
+
+    /// The volume is lost: no fetch will be answered any more.
+    pub(super) fn fail_all(&mut self, io: &mut Io<'_>) {
+        for (_, load) in core::mem::take(&mut self.loads) {
+            load.waiters.iter().for_each(|wanted| refuse(io, wanted));
+        }
+    }
+
+    fn find(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Known {
+        let Some(&epoch) = head.pages.get(&page) else {
+            return Known::Page(Arc::default());
+        };
+        if let Some((content, used)) = self.pages.get_mut(&page) {
+            self.uses += 1;
+            self.by_use.remove(used);
+            self.by_use.insert(self.uses, page);
+            *used = self.uses;
+            return Known::Page(content.clone());
+        }
+        if let Entry::Vacant(slot) = self.loads.entry(page) {
+            slot.insert(Load::default());
+            let key = names::map_key(head.volume, page, epoch);
+            io.start(Task::LoadPage { page, epoch }, Call::Get(key));
+        }
+        Known::Loading
+    }
+
+    fn load(&mut self, page: u32) -> &mut Load {
+        self.loads.get_mut(&page).expect("a page that is loading has a load")
+    }
+
+    /// Drops the least recently used pages beyond the limit; the newest always stays.
+    fn insert(&mut self, page: u32, content: Arc<MapPage>, pages_max: usize) {
+        self.uses += 1;
+        self.by_use.insert(self.uses, page);
+        let before = self.pages.insert(page, (content, self.uses));
+        debug_assert!(before.is_none(), "a page in memory is not loaded");
+        while self.pages.len() > pages_max.max(1) {
+            let (_, oldest) = self.by_use.pop_first().expect("every page has a last use");
+            self.pages.remove(&oldest);
+        }
+    }
+
+    fn finish(
+        &mut self,
+        io: &mut Io<'_>,
+        page: u32,
+        content: Arc<MapPage>,
+    ) -> Option<(u32, Arc<MapPage>)> {
+        let load = self.loads.remove(&page).expect("the load that ends is there");
+        load.waiters.iter().for_each(|wanted| answer(io, wanted, &content));
+        load.cycle.then_some((page, content))
+    }
+
+    fn reload(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Option<(u32, Arc<MapPage>)> {
+        let current = match head.pages.get(&page) {
+            None => Some(Arc::default()),
+            Some(_) => self.pages.get(&page).map(|(content, _)| content.clone()),
+        };
+        if let Some(content) = current {
+            return self.finish(io, page, content);
+        }
+        let epoch = head.pages[&page];
+        let key = names::map_key(head.volume, page, epoch);
+        io.start(Task::LoadPage { page, epoch }, Call::Get(key));
+        None
+    }
+
+    /// The cycle waits for ever, clients do not.
+    fn fail(&mut self, io: &mut Io<'_>, request: Request, page: u32, fault: Fault) {
+        let load = self.load(page);
+        load.failures += 1;
+        if load.failures >= io.config.load_attempts_max || !fault.transient {
+            load.failures = 0;
+            load.waiters.drain(..).for_each(|wanted| refuse(io, &wanted));
+        }
+        if load.cycle || !load.waiters.is_empty() {
+            io.again(request, fault);
+        } else {
+            io.store.note(io.now, request.task, fault);
+            self.loads.remove(&page);
+        }
+    }
+}
+
+/// A fetch or query that cannot be answered.
+pub(super) fn refuse(io: &mut Io<'_>, wanted: &Wanted) {
+    let (shard, op) = (wanted.shard, wanted.op);
+    io.out.push_back(if wanted.query {
+        Output::QueryFailed { shard, op }
+    } else {
+        Output::FetchFailed { shard, op }
+    });
+}
+
+fn answer(io: &mut Io<'_>, wanted: &Wanted, page: &MapPage) {
+    let &Wanted { shard, op, first, count, .. } = wanted;
+    if wanted.query {
+        let mut data = vec![false; count.into()];
+        for piece in page.lookup(first, count).filter(|piece| piece.data.is_some()) {
+            let at = usize::from(piece.first - first);
+            data[at..at + usize::from(piece.count)].fill(true);
+        }
+        io.out.push_back(Output::QueryAnswer { shard, op, data });
+        return;
+    }
+    let pieces =
+        page.lookup(first, count).filter_map(|piece| Some((piece.data?, piece.first - first)));
+    let reads = plan(pieces.collect(), |data| {
+        names::pack_key(io.config.uuid, data.pack.epoch, data.pack.n)
+    });
+    io.out.push_back(Output::FetchPlan { shard, op, count, reads });
+}
+
+/// Turns pieces (with their first block in the fetch) into as few reads as is sensible.
+fn plan(mut pieces: Vec<(Data<'_>, u16)>, key: impl Fn(&Data<'_>) -> String) -> Vec<PackRead> {
+    pieces.sort_unstable_by_key(|(data, _)| (data.pack, data.offset));
+    let mut reads = Vec::new();
+    let mut start = 0;
+    while start < pieces.len() {
+        let begin = pieces[start].0;
+        let mut end = begin.offset;
+        let near = pieces[start..].iter().take_while(|(data, _)| {
+            let joins = data.pack == begin.pack && data.offset <= end + GAP_BLOCKS_MAX;
+            if joins {
+                end = end.max(data.offset + data.crcs.len() as u16);
+            }
+            joins
+        });
+        let parts: Vec<_> = near
+            .map(|(data, first)| PackPart {
+                at: (data.offset - begin.offset).into(),
+                first: *first,
+                crcs: data.crcs.into(),
+            })
+            .collect();
+        start += parts.len();
+        let page = u64::from(begin.pack.header_pages) + u64::from(begin.offset);
+        reads.push(PackRead {
+            key: key(&begin),
+            offset: page * BLOCK_BYTES as u64,
+            len: u32::from(end - begin.offset) * BLOCK_BYTES as u32,
+            parts,
+        });
+    }
+    reads
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Epoch;
+    use crate::wire::map_page::PackRef;
+
+    #[test]
+    fn reads_join_over_small_gaps_in_one_pack() {
+        let crcs = [7; 4];
+        let data = |n, offset, count: usize| Data {
+            pack: PackRef { epoch: Epoch(1), n, header_pages: 2 },
+            offset,
+            crcs: &crcs[..count],
+        };
+        let pieces = vec![
+            (data(1, 40, 2), 0),
+            (data(0, 10, 1), 2),
+            (data(1, 30, 2), 8),
+            (data(1, 51, 1), 20),
+            (data(0, 11, 4), 30),
+        ];
+        let reads = plan(pieces, |data| alloc::format!("{}", data.pack.n));
+        let shape: Vec<_> = reads
+            .iter()
+            .map(|read| {
+                let parts: Vec<_> = read.parts.iter().map(|part| (part.at, part.first)).collect();
+                (read.key.as_str(), read.offset / 4096, read.len / 4096, parts)
+            })
+            .collect();
+        let expected = [
+            ("0", 12, 5, vec![(0, 2), (1, 30)]),
+            ("1", 32, 12, vec![(0, 8), (10, 0)]),
+            ("1", 53, 1, vec![(0, 20)]),
+        ];
+        assert_eq!(shape, expected);
+    }
+}
