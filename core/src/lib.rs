@@ -6,14 +6,19 @@
 extern crate alloc;
 
 pub mod buffer;
+pub mod config;
 pub mod event;
 pub mod ids;
 pub mod keeper;
 pub mod limits;
 pub mod list;
 pub mod mailbox;
+pub mod onode;
 pub mod policy;
+pub mod recovery;
 pub mod session;
+pub mod shard;
 mod sync;
 pub mod time;
 pub mod wire;
+pub mod wlog;

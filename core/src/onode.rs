@@ -1,0 +1,446 @@
+//! Onodes: the in-memory record of each object, and of each of its blocks.
+//!
+//! An onode has one slot for each 64 KiB of its object; a slot names a *leaf*, taken from a table
+//! that is allocated once. A leaf says of each of its 16 blocks where the data is: in RAM (a
+//! buffer), on NVMe (a page of the region, with the checksum), known to be zeroes, or nowhere here,
+//! which means that the store knows. So a lookup is one hash probe and two array accesses.
+//!
+//! A leaf has two dirty masks, one for each of the two epochs that can be uncommitted. When a block
+//! that belongs to a closed epoch is written again, its place moves to the leaf's *shadow* (a leaf
+//! of its own) until that epoch is committed: log data is immutable, so a push never waits for a
+//! writer nor a writer for a push.
+
+use alloc::boxed::Box;
+
+use crate::buffer::BufferId;
+use crate::ids::VolumeId;
+use crate::limits::{LEAF_BLOCKS, ONODE_LEAVES};
+use crate::list::{Link, Queue, queues};
+
+/// No onode, no leaf, no page of the region.
+pub const NIL: u32 = u32::MAX;
+
+/// Sixteen blocks of an object.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// The buffer or ghost of each block.
+    pub ram: [BufferId; LEAF_BLOCKS],
+    /// The page of the region that holds each block, or [`NIL`].
+    pub nvme: [u32; LEAF_BLOCKS],
+    /// CRC32C of each block whose data is in RAM or on NVMe.
+    pub crc: [u32; LEAF_BLOCKS],
+    /// Blocks that read as zeroes.
+    pub zero: u16,
+    /// Blocks of each of the two epochs (by parity) that the store does not have yet.
+    pub dirty: [u16; 2],
+    /// Blocks whose only copy was damaged: reading them is an error until they are written again.
+    pub bad: u16,
+    /// Shadow only: blocks whose log copy is being moved by reclaim.
+    pub moving: u16,
+    /// Blocks read since reclaim last passed.
+    pub referenced: u16,
+    /// The leaf that keeps the closed epoch's version of blocks written again, or [`NIL`]. Of a
+    /// free leaf: the next free one.
+    pub shadow: u32,
+    /// The onode.
+    pub onode: u32,
+    /// Which of the onode's leaves this is.
+    pub position: u8,
+    /// This is another leaf's shadow.
+    pub is_shadow: bool,
+}
+
+impl Leaf {
+    const EMPTY: Self = Self {
+        ram: [BufferId::NONE; LEAF_BLOCKS],
+        nvme: [NIL; LEAF_BLOCKS],
+        crc: [0; LEAF_BLOCKS],
+        zero: 0,
+        dirty: [0; 2],
+        bad: 0,
+        moving: 0,
+        referenced: 0,
+        shadow: NIL,
+        onode: NIL,
+        position: 0,
+        is_shadow: false,
+    };
+
+    /// Whether the leaf says nothing of any block.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.zero == 0
+            && self.dirty == [0; 2]
+            && self.bad == 0
+            && self.shadow == NIL
+            && self.nvme.iter().all(|page| *page == NIL)
+            && self.ram.iter().all(|buffer| !buffer.is_some())
+    }
+}
+
+/// One object.
+#[derive(Clone, Debug)]
+pub struct Onode {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The object in the volume.
+    pub object: u32,
+    /// Leaves, or [`NIL`].
+    pub leaves: [u32; ONODE_LEAVES],
+    /// Requests and operations that refer to it.
+    pub pins: u32,
+    /// Leaf masks (either parity) that have a bit set, shadows included: 0 means clean.
+    pub dirty_blocks: u32,
+    /// Blocks that nothing is known of read as zeroes: the object was discarded whole.
+    pub hole: bool,
+    /// The discard of the whole object belongs to these uncommitted epochs.
+    pub hole_dirty: [bool; 2],
+    /// It is on the volume's list of dirty onodes of this parity.
+    pub listed: [bool; 2],
+    /// The next onode of that list.
+    pub next_dirty: [u32; 2],
+    /// A request that reads before it writes is under way: other changes wait.
+    pub merging: bool,
+    /// Where the last read ended, in blocks: to know a stream.
+    pub stream_end: u16,
+    /// Blocks of the current stream so far.
+    pub stream_run: u16,
+    hash_next: u32,
+}
+
+impl Onode {
+    /// Whether the store lacks something of it.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.dirty_blocks > 0 || self.hole_dirty != [false; 2]
+    }
+}
+
+/// Links of the onode list.
+#[derive(Debug)]
+pub struct OnodeStorage {
+    links: Box<[Link]>,
+}
+
+impl OnodeStorage {
+    /// Memory for so many onodes.
+    #[must_use]
+    pub fn new(onodes: usize) -> Self {
+        Self { links: (0..onodes).map(|_| Link::default()).collect() }
+    }
+}
+
+/// Counts, for the status.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct OnodeCounters {
+    /// Lookups that found their onode.
+    pub hits: u64,
+    /// Lookups that did not.
+    pub misses: u64,
+    /// Onodes evicted.
+    pub evictions: u64,
+}
+
+/// All onodes of a shard and their leaves. Evictable ones (clean, unpinned) are on one list, by
+/// the time of their last release.
+#[derive(Debug)]
+pub struct Onodes<'a> {
+    onodes: Box<[Onode]>,
+    leaves: Box<[Leaf]>,
+    buckets: Box<[u32]>,
+    free_onode: u32,
+    free_leaf: u32,
+    onodes_used: u32,
+    leaves_used: u32,
+    lru: Queue<'a>,
+    counters: OnodeCounters,
+}
+
+impl<'a> Onodes<'a> {
+    /// Empty tables.
+    #[must_use]
+    pub fn new(storage: &'a mut OnodeStorage, leaves: usize) -> Self {
+        let count = storage.links.len();
+        let [lru] = queues(&mut storage.links);
+        let onode = Onode {
+            volume: VolumeId(NIL),
+            object: 0,
+            leaves: [NIL; ONODE_LEAVES],
+            pins: 0,
+            dirty_blocks: 0,
+            hole: false,
+            hole_dirty: [false; 2],
+            listed: [false; 2],
+            next_dirty: [NIL; 2],
+            merging: false,
+            stream_end: 0,
+            stream_run: 0,
+            hash_next: NIL,
+        };
+        let mut this = Self {
+            onodes: core::iter::repeat_n(onode, count).collect(),
+            leaves: core::iter::repeat_n(Leaf::EMPTY, leaves).collect(),
+            buckets: core::iter::repeat_n(NIL, count.next_power_of_two()).collect(),
+            free_onode: NIL,
+            free_leaf: NIL,
+            onodes_used: 0,
+            leaves_used: 0,
+            lru,
+            counters: OnodeCounters::default(),
+        };
+        for index in (0..count as u32).rev() {
+            this.onodes[index as usize].hash_next = this.free_onode;
+            this.free_onode = index;
+        }
+        for index in (0..leaves as u32).rev() {
+            this.leaves[index as usize].shadow = this.free_leaf;
+            this.free_leaf = index;
+        }
+        this
+    }
+
+    /// The onode at a slot in use.
+    #[must_use]
+    pub fn get(&self, onode: u32) -> &Onode {
+        &self.onodes[onode as usize]
+    }
+
+    /// The onode at a slot in use.
+    pub fn get_mut(&mut self, onode: u32) -> &mut Onode {
+        &mut self.onodes[onode as usize]
+    }
+
+    /// The leaf at a slot in use.
+    #[must_use]
+    pub fn leaf(&self, leaf: u32) -> &Leaf {
+        &self.leaves[leaf as usize]
+    }
+
+    /// The leaf at a slot in use.
+    pub fn leaf_mut(&mut self, leaf: u32) -> &mut Leaf {
+        &mut self.leaves[leaf as usize]
+    }
+
+    /// Counts since the start.
+    #[must_use]
+    pub fn counters(&self) -> OnodeCounters {
+        self.counters
+    }
+
+    /// Onodes in use, leaves in use.
+    #[must_use]
+    pub fn used(&self) -> (u32, u32) {
+        (self.onodes_used, self.leaves_used)
+    }
+
+    /// Onodes that eviction would give.
+    #[must_use]
+    pub fn evictable(&self) -> u32 {
+        self.lru.len()
+    }
+
+    /// Leaves that nobody uses.
+    #[must_use]
+    pub fn leaves_free(&self) -> u32 {
+        self.leaves.len() as u32 - self.leaves_used
+    }
+
+    fn bucket(&self, volume: VolumeId, object: u32) -> usize {
+        // Fibonacci hashing: the high bits of the product are well mixed.
+        let key = u64::from(volume.0) << 32 | u64::from(object);
+        let hash = (key ^ (key >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        hash as usize & (self.buckets.len() - 1)
+    }
+
+    fn find(&self, volume: VolumeId, object: u32) -> Option<u32> {
+        let mut index = self.buckets[self.bucket(volume, object)];
+        while index != NIL {
+            let onode = self.get(index);
+            if onode.object == object && onode.volume == volume {
+                return Some(index);
+            }
+            index = onode.hash_next;
+        }
+        None
+    }
+
+    /// The object's onode, if it has one.
+    pub fn lookup(&mut self, volume: VolumeId, object: u32) -> Option<u32> {
+        let found = self.find(volume, object);
+        match found {
+            Some(_) => self.counters.hits += 1,
+            None => self.counters.misses += 1,
+        }
+        found
+    }
+
+    /// A new onode, pinned once; `None` when the table is full: evict first.
+    pub fn create(&mut self, volume: VolumeId, object: u32) -> Option<u32> {
+        debug_assert!(self.find(volume, object).is_none());
+        let index = self.free_onode;
+        if index == NIL {
+            return None;
+        }
+        let bucket = self.bucket(volume, object);
+        let next = self.buckets[bucket];
+        let onode = self.get_mut(index);
+        let free = onode.hash_next;
+        onode.volume = volume;
+        onode.object = object;
+        onode.hash_next = next;
+        onode.pins = 1;
+        onode.stream_end = 0;
+        onode.stream_run = 0;
+        self.free_onode = free;
+        self.buckets[bucket] = index;
+        self.onodes_used += 1;
+        Some(index)
+    }
+
+    /// One more user: takes it off the list of evictable onodes.
+    pub fn pin(&mut self, index: u32) {
+        let onode = self.get_mut(index);
+        onode.pins += 1;
+        if onode.pins == 1 {
+            self.lru.remove(index);
+        }
+    }
+
+    /// One user less. A clean onode without users becomes evictable, as the last to go.
+    pub fn unpin(&mut self, index: u32) {
+        let onode = self.get_mut(index);
+        assert!(onode.pins > 0, "unpin of an onode nobody holds");
+        onode.pins -= 1;
+        self.settle(index);
+    }
+
+    /// Puts an onode on the list of evictable ones if it belongs there.
+    pub fn settle(&mut self, index: u32) {
+        let onode = self.get(index);
+        let linked = onode.listed != [false; 2];
+        let evictable = onode.pins == 0 && !onode.is_dirty() && !linked;
+        if !evictable {
+            self.lru.remove(index);
+        } else if !self.lru.contains(index) {
+            self.lru.push_front(index);
+        }
+    }
+
+    /// The onode to evict next.
+    #[must_use]
+    pub fn victim(&self) -> Option<u32> {
+        self.lru.back()
+    }
+
+    /// Frees an onode that has no leaves left.
+    pub fn remove(&mut self, index: u32) {
+        let (volume, object) = (self.get(index).volume, self.get(index).object);
+        let onode = self.get(index);
+        assert!(onode.pins == 0 && !onode.is_dirty(), "removal of an onode in use");
+        debug_assert!(onode.leaves.iter().all(|leaf| *leaf == NIL));
+        let next = onode.hash_next;
+        let bucket = self.bucket(volume, object);
+        if self.buckets[bucket] == index {
+            self.buckets[bucket] = next;
+        } else {
+            let mut before = self.buckets[bucket];
+            while self.get(before).hash_next != index {
+                before = self.get(before).hash_next;
+            }
+            self.get_mut(before).hash_next = next;
+        }
+        self.lru.remove(index);
+        let free = self.free_onode;
+        let onode = self.get_mut(index);
+        onode.volume = VolumeId(NIL);
+        onode.hole = false;
+        onode.hash_next = free;
+        self.free_onode = index;
+        self.onodes_used -= 1;
+        self.counters.evictions += 1;
+    }
+
+    /// The leaf that holds a block, if there is one, and the block's place in it.
+    #[must_use]
+    pub fn block(&self, onode: u32, block: u16) -> Option<(u32, usize)> {
+        let leaf = self.get(onode).leaves[usize::from(block) / LEAF_BLOCKS];
+        (leaf != NIL).then_some((leaf, usize::from(block) % LEAF_BLOCKS))
+    }
+
+    /// The leaf for a block, made if there is none; `None` when no leaf is free.
+    pub fn leaf_for(&mut self, onode: u32, block: u16) -> Option<(u32, usize)> {
+        if let Some(found) = self.block(onode, block) {
+            return Some(found);
+        }
+        let position = usize::from(block) / LEAF_BLOCKS;
+        let leaf = self.take_leaf(onode, position as u8)?;
+        self.get_mut(onode).leaves[position] = leaf;
+        Some((leaf, usize::from(block) % LEAF_BLOCKS))
+    }
+
+    /// The leaf's shadow, made if there is none; `None` when no leaf is free.
+    pub fn shadow_for(&mut self, leaf: u32) -> Option<u32> {
+        let (shadow, onode, position) = {
+            let leaf = self.leaf(leaf);
+            (leaf.shadow, leaf.onode, leaf.position)
+        };
+        if shadow != NIL {
+            return Some(shadow);
+        }
+        let shadow = self.take_leaf(onode, position)?;
+        self.leaf_mut(shadow).is_shadow = true;
+        self.leaf_mut(leaf).shadow = shadow;
+        Some(shadow)
+    }
+
+    fn take_leaf(&mut self, onode: u32, position: u8) -> Option<u32> {
+        let leaf = self.free_leaf;
+        if leaf == NIL {
+            return None;
+        }
+        self.free_leaf = self.leaf(leaf).shadow;
+        self.leaves_used += 1;
+        *self.leaf_mut(leaf) = Leaf { onode, position, ..Leaf::EMPTY };
+        Some(leaf)
+    }
+
+    /// Frees a leaf's shadow.
+    pub fn free_shadow(&mut self, leaf: u32) {
+        let shadow = self.leaf(leaf).shadow;
+        self.leaf_mut(leaf).shadow = NIL;
+        self.free_leaf(shadow);
+    }
+
+    /// Frees a leaf that says nothing any more; tells whether it did.
+    pub fn free_if_empty(&mut self, leaf: u32) -> bool {
+        let (onode, position) = (self.leaf(leaf).onode, self.leaf(leaf).position);
+        if !self.leaf(leaf).is_empty() || self.leaf(leaf).is_shadow {
+            return false;
+        }
+        self.get_mut(onode).leaves[usize::from(position)] = NIL;
+        self.free_leaf(leaf);
+        true
+    }
+
+    fn free_leaf(&mut self, leaf: u32) {
+        let free = self.free_leaf;
+        let slot = self.leaf_mut(leaf);
+        debug_assert!(slot.nvme.iter().all(|page| *page == NIL), "a freed leaf holds log pages");
+        slot.shadow = free;
+        slot.onode = NIL;
+        self.free_leaf = leaf;
+        self.leaves_used -= 1;
+    }
+
+    /// Onodes that fit.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.onodes.len() as u32
+    }
+
+    /// All onodes in use, in slot order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        let used = |index: &u32| self.get(*index).volume != VolumeId(NIL);
+        (0..self.onodes.len() as u32).filter(used)
+    }
+}

@@ -1,0 +1,299 @@
+//! Attaching a volume takes in what recovery found of it; forgetting it voids all the log says.
+
+use alloc::vec::Vec;
+
+use super::volume::{Phase, Volume};
+use super::{Shard, ZERO_RANGES_MAX, ZeroRange};
+use crate::ids::{Epoch, VolumeId};
+use crate::limits::ONODE_LEAVES;
+use crate::onode::NIL;
+use crate::recovery::LogEntry;
+use crate::wire::log::{Entry, EntryKind};
+
+impl Shard<'_> {
+    /// Serves a volume from now on. Of each block the version of the highest epoch counts, among
+    /// those the one logged last; what is newer than the committed epoch is dirty.
+    pub(super) fn attach(
+        &mut self,
+        id: VolumeId,
+        object_shift: u8,
+        blocks: u64,
+        open: Epoch,
+        committed: Epoch,
+    ) {
+        assert!(self.volume_index(id).is_none(), "a volume is attached once");
+        assert!(open > committed);
+        let volume = Volume::new(id, object_shift, blocks, open, committed);
+        let free = self.volumes.iter().position(|slot| slot.id == VolumeId(NIL));
+        let index = match free {
+            Some(index) => {
+                self.volumes[index] = volume;
+                index
+            }
+            None => {
+                self.volumes.push(volume).expect("the volume table has no more rows");
+                self.volumes.len() - 1
+            }
+        };
+        let mut entries = self.take_recovered(id);
+        entries.sort_unstable_by_key(|entry| {
+            core::cmp::Reverse((entry.at.entry.epoch, entry.at.seq, entry.at.page))
+        });
+        for entry in &entries {
+            self.take_in(index, entry);
+        }
+        self.settle_recovered(index);
+        self.zero_ranges.make_contiguous().sort_by_key(|range| range.segment_seq);
+        if self.recovered.is_empty() {
+            self.recovered_crcs = Vec::new();
+        }
+    }
+
+    /// The entries of a volume that count, out of those that wait.
+    fn take_recovered(&mut self, id: VolumeId) -> Vec<LogEntry> {
+        let (mut ours, others): (Vec<_>, Vec<_>) = core::mem::take(&mut self.recovered)
+            .into_iter()
+            .partition(|entry| entry.at.entry.volume == id);
+        self.recovered = others;
+        let is_forget = |entry: &&LogEntry| entry.at.entry.kind == EntryKind::Forget;
+        let void = ours.iter().filter(is_forget).map(|entry| entry.at.seq).max().unwrap_or(0);
+        ours.retain(|entry| entry.at.seq > void);
+        ours
+    }
+
+    /// Takes in one entry, after all that are newer.
+    fn take_in(&mut self, volume: usize, entry: &LogEntry) {
+        let at = entry.at.entry;
+        let dirty = at.epoch > self.volumes[volume].committed;
+        let end = u32::from(at.first) + u32::from(at.count);
+        if end > self.volumes[volume].blocks_of(at.object) {
+            log::warn!("the log names blocks beyond the end of {:?}: left out", at.volume);
+            return;
+        }
+        let found = self.onodes.lookup(at.volume, at.object);
+        let onode = match found {
+            Some(onode) => {
+                self.onodes.pin(onode);
+                onode
+            }
+            None => match self.onodes.create(at.volume, at.object) {
+                Some(onode) => onode,
+                None => {
+                    assert!(!dirty, "all dirty objects fitted before, so they fit again");
+                    return;
+                }
+            },
+        };
+        if !self.onodes.get(onode).hole {
+            match at.kind {
+                EntryKind::Zeroes => self.take_in_zeroes(volume, onode, entry, dirty),
+                EntryKind::Dirty | EntryKind::Clean => {
+                    self.take_in_data(volume, onode, entry, dirty);
+                }
+                EntryKind::Forget => {}
+            }
+        }
+        self.onodes.unpin(onode);
+    }
+
+    fn take_in_data(&mut self, volume: usize, onode: u32, entry: &LogEntry, dirty: bool) {
+        let at = entry.at.entry;
+        for offset in 0..at.count {
+            let Some((leaf, index)) = self.undecided(onode, at.first + offset, dirty) else {
+                continue;
+            };
+            let page = entry.at.page + u32::from(offset);
+            let crc = self.recovered_crcs[entry.crc as usize + usize::from(offset)];
+            self.onodes.leaf_mut(leaf).crc[index] = crc;
+            self.set_log_page(leaf, index, page);
+            if dirty {
+                self.set_dirty(volume, onode, leaf, index);
+            }
+        }
+    }
+
+    fn take_in_zeroes(&mut self, volume: usize, onode: u32, entry: &LogEntry, dirty: bool) {
+        let at = entry.at.entry;
+        if dirty {
+            self.note_recovered_zeroes(entry);
+        }
+        if at.first == 0 && u32::from(at.count) == self.volumes[volume].blocks_of(at.object) {
+            let parity = self.volumes[volume].open.parity();
+            let slot = self.onodes.get_mut(onode);
+            slot.hole = true;
+            if dirty {
+                slot.hole_dirty[parity] = true;
+                self.list_dirty(volume, onode);
+            }
+            return;
+        }
+        for block in at.first..at.first + at.count {
+            let Some((leaf, index)) = self.undecided(onode, block, dirty) else { continue };
+            self.onodes.leaf_mut(leaf).zero |= 1 << index;
+            if dirty {
+                self.set_dirty(volume, onode, leaf, index);
+            }
+        }
+    }
+
+    fn note_recovered_zeroes(&mut self, entry: &LogEntry) {
+        let Entry { volume, object, first, count, .. } = entry.at.entry;
+        let segment = entry.at.page / self.log.segment_pages();
+        let segment_seq = self.log.segments()[segment as usize].seq;
+        self.zero_ranges.push_back(ZeroRange { segment_seq, volume, object, first, count });
+        if self.zero_ranges.len() > ZERO_RANGES_MAX {
+            log::debug!("more zero ranges in the log than a running shard would make");
+        }
+    }
+
+    /// The place of a block that no newer entry decided. `None` too when a clean block finds the
+    /// table full: then the cache knows less, that is all.
+    fn undecided(&mut self, onode: u32, block: u16, dirty: bool) -> Option<(u32, usize)> {
+        let place = self.onodes.leaf_for(onode, block);
+        assert!(!dirty || place.is_some(), "all dirty leaves fitted before, so they fit again");
+        let (leaf, index) = place?;
+        let slot = self.onodes.leaf(leaf);
+        let decided = slot.nvme[index] != NIL || slot.zero & 1 << index != 0;
+        (!decided).then_some((leaf, index))
+    }
+
+    /// A hole that the store knows of served to hide older entries; now the store tells.
+    fn settle_recovered(&mut self, volume: usize) {
+        let id = self.volumes[volume].id;
+        for onode in 0..self.onodes.capacity() {
+            if self.onodes.get(onode).volume != id {
+                continue;
+            }
+            for position in 0..ONODE_LEAVES {
+                let leaf = self.onodes.get(onode).leaves[position];
+                if leaf != NIL {
+                    self.onodes.free_if_empty(leaf);
+                }
+            }
+            let slot = self.onodes.get_mut(onode);
+            if slot.hole_dirty == [false; 2] {
+                slot.hole = false;
+            }
+        }
+    }
+
+    /// Stops serving a volume and voids all the log says of it, as soon as nothing is under way.
+    pub(super) fn forget(&mut self, id: VolumeId) {
+        match self.volume_index(id) {
+            Some(index) => {
+                let state = &mut self.volumes[index];
+                state.gone = true;
+                state.forget = true;
+                self.let_go(index);
+            }
+            None => {
+                self.recovered.retain(|entry| entry.at.entry.volume != id);
+                self.note_forget(id);
+            }
+        }
+    }
+
+    fn note_forget(&mut self, id: VolumeId) {
+        if !self.forgets.contains(&id) {
+            self.forgets.push(id).expect("no more volumes than rows");
+        }
+    }
+
+    pub(super) fn forget_volumes(&mut self) {
+        for index in 0..self.volumes.len() {
+            let state = &self.volumes[index];
+            if !state.forget || state.tasks > 0 || self.volume_is_pinned(index) {
+                continue;
+            }
+            let id = state.id;
+            self.drop_volume(index, true);
+            let slot = &mut self.volumes[index];
+            *slot = Volume::new(VolumeId(NIL), 16, 0, Epoch(1), Epoch::ZERO);
+            slot.gone = true;
+            self.note_forget(id);
+        }
+        self.log_forgets();
+    }
+
+    /// Logs what is to be forgotten, in a record of its own: it voids all records before it.
+    fn log_forgets(&mut self) {
+        while let Some(volume) = self.forgets.last().copied() {
+            self.write_record();
+            if self.log.begin(0, true).is_none() {
+                return;
+            }
+            let entry = Entry {
+                volume,
+                object: 0,
+                first: 0,
+                count: 0,
+                kind: EntryKind::Forget,
+                epoch: Epoch::ZERO,
+            };
+            self.log.push_entry(entry, None);
+            self.write_record();
+            self.forgets.pop();
+        }
+    }
+
+    fn volume_is_pinned(&self, volume: usize) -> bool {
+        let id = self.volumes[volume].id;
+        let mut of_volume = self.onodes.iter().map(|onode| self.onodes.get(onode));
+        of_volume.any(|onode| onode.volume == id && onode.pins > 0)
+    }
+
+    /// Drops everything that is known of a volume, dirty or not.
+    fn drop_volume(&mut self, volume: usize, remove: bool) {
+        let id = self.volumes[volume].id;
+        for onode in 0..self.onodes.capacity() {
+            if self.onodes.get(onode).volume != id {
+                continue;
+            }
+            for position in 0..ONODE_LEAVES {
+                let leaf = self.onodes.get(onode).leaves[position];
+                if leaf == NIL {
+                    continue;
+                }
+                for parity in 0..2 {
+                    self.clear_dirty(volume, leaf, parity, u16::MAX);
+                    let shadow = self.onodes.leaf(leaf).shadow;
+                    if shadow != NIL {
+                        self.clear_dirty(volume, shadow, parity, u16::MAX);
+                    }
+                }
+                self.drop_shadow(leaf);
+            }
+            let slot = self.onodes.get_mut(onode);
+            slot.hole_dirty = [false; 2];
+            self.drop_leaves(onode);
+            if remove {
+                self.onodes.get_mut(onode).listed = [false; 2];
+                self.onodes.remove(onode);
+            }
+        }
+        self.zero_ranges.retain(|range| range.volume != id);
+    }
+
+    /// Drops clean contents; with `force` dirty ones too, and for good.
+    pub(super) fn purge(&mut self, force: bool) {
+        if force {
+            for index in 0..self.volumes.len() {
+                let id = self.volumes[index].id;
+                if id != VolumeId(NIL) {
+                    self.drop_volume(index, false);
+                    self.note_forget(id);
+                }
+            }
+            self.log_forgets();
+        }
+        while self.evict_onode().is_some() {}
+        self.again = true;
+    }
+
+    /// Whether a volume is in the middle of a push cycle, for status and tests.
+    #[must_use]
+    pub fn volume_is_pushing(&self, id: VolumeId) -> Option<bool> {
+        let index = self.volume_index(id)?;
+        Some(self.volumes[index].phase != Phase::Idle)
+    }
+}
