@@ -982,6 +982,34 @@ fn overwritten_and_zeroed_blocks_leave_pages_and_heads_behind_to_be_deleted() {
     assert_eq!(world.newest().pages.len(), 1);
 }
 
+/// The shard's word that it is dirty is still on its way when the volume is given up.
+#[test]
+fn what_is_dirty_unknown_to_the_keeper_is_pushed_before_the_release() {
+    let mut world = World::new(10);
+    let s = world.add();
+    world.attach(s, false);
+    world.write(s, 5, 1);
+    world.feed(s, Input::Detach);
+    world.run_until(|world| world.servers[s].released);
+    let (head, image) = read_image(&world.objects);
+    assert!(head.released);
+    assert_eq!(image[5], 1);
+}
+
+#[test]
+fn pressure_starts_a_push_at_once() {
+    let mut world = World::new(11);
+    let s = world.add();
+    world.attach(s, false);
+    world.write(s, 5, 1);
+    while world.step_mail(s, 0) {}
+    assert_eq!(world.servers[s].keeper.phase(), Phase::Dirty);
+    let mail = ToKeeper::Pressure { volume: VolumeId(0) };
+    world.feed(s, Input::Shard(ShardId(2), mail));
+    assert_eq!(world.servers[s].keeper.phase(), Phase::Pushing);
+    world.run_until(|world| world.newest().epoch > Epoch::ZERO);
+}
+
 /// With the store gone, a miss fails after some attempts, and the push goes on for ever.
 #[test]
 fn without_the_store_fetches_fail_and_pushes_wait() {
