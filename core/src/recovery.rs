@@ -1,19 +1,29 @@
 //! Recovery: what a shard's log holds after a stop, a crash or a power cut.
 //!
-//! The log is a ring of segments, used in order of position. Sealed segments end in a footer; at
-//! most two segments were being filled when the process ended (the open one and one whose footer
-//! was on its way). Recovery reads every footer, then scans page by page those segments whose
-//! footer cannot be trusted: the two after the newest footer, any whose footer is damaged, and any
-//! with records that were not durable when the newest record was written. A scan accepts a record
-//! only if its header and every payload page match their checksums, so a torn one is dropped and
-//! what comes after it still counts. Scanned segments get a new footer, so that no later recovery
-//! believes a record that this one dropped.
+//! The log is a ring of segments, used in order of position, so their use numbers ascend around the
+//! ring. Sealed segments end in a footer. Recovery reads every footer, then scans page by page
+//! those segments whose footer cannot be trusted:
+//!
+//! * the two after the newest footer: the open one, and one whose footer was on its way;
+//! * those with a damaged footer, or one that is out of order: its successor is from an earlier
+//!   lap, so the footer of this lap never became durable;
+//! * those with records that were not durable when the newest record was written.
+//!
+//! A scan accepts a record only if its header and every payload page match their checksums, so a
+//! torn one is dropped and what comes after it still counts. Scanned segments get a new footer, so
+//! that no later recovery believes a record that this one dropped.
+//!
+//! A power cut can leave whole segments of records that this recovery does not find, further on in
+//! the ring. They must not come back later. So the next numbers skip all that these can have, and a
+//! *fence*, an empty sealed segment, makes that known before anything is written after it.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::ids::{BLOCK_BYTES, Crc32c};
-use crate::wire::log::{Footer, FooterBuilder, FooterEntry, Head, LogError, Record};
+use crate::ids::{BLOCK_BYTES, Crc32c, Epoch, VolumeId};
+use crate::wire::log::{
+    EntryKind, Footer, FooterBuilder, FooterEntry, Head, LogError, Record, segment_entries_max,
+};
 
 /// Where a region's log lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +84,26 @@ pub struct Recovered {
     pub unreadable: u64,
 }
 
+impl Recovered {
+    /// The highest epoch of a volume's entries, and how many blocks were written or zeroed in it
+    /// that may not be in the store: more than there are, where blocks were written again.
+    #[must_use]
+    pub fn volume(&self, volume: VolumeId) -> (Epoch, u64) {
+        let ours = || self.entries.iter().filter(move |entry| entry.at.entry.volume == volume);
+        let is_forget = |entry: &&LogEntry| entry.at.entry.kind == EntryKind::Forget;
+        let void = ours().filter(is_forget).map(|entry| entry.at.seq).max().unwrap_or(0);
+        let mut epoch = Epoch::ZERO;
+        let mut blocks = 0;
+        for entry in ours().filter(|entry| entry.at.seq > void) {
+            epoch = epoch.max(entry.at.entry.epoch);
+            if matches!(entry.at.entry.kind, EntryKind::Dirty | EntryKind::Zeroes) {
+                blocks += u64::from(entry.at.entry.count);
+            }
+        }
+        (epoch, blocks)
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     /// Reading the last page of segment n.
@@ -84,6 +114,8 @@ enum State {
     Scan(usize),
     /// Writing the new footer of the segment just scanned.
     Seal(usize),
+    /// Writing the footer of an empty segment.
+    Fence(u32),
     Done,
 }
 
@@ -94,6 +126,16 @@ enum Tail {
     Sealed(Head),
 }
 
+/// A segment to scan, and which of its uses count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Scan {
+    segment: u32,
+    /// Use numbers in here fit its place in the ring.
+    between: (u64, u64),
+    /// So do those after the newest footer.
+    open: bool,
+}
+
 /// The recovery machine: ask `need`, do it, tell it, until `Need::Done`.
 #[derive(Debug)]
 pub struct Recovery {
@@ -102,7 +144,8 @@ pub struct Recovery {
     state: State,
     tails: Vec<Tail>,
     footers: Vec<Option<Footer>>,
-    scan: Vec<u32>,
+    scan: Vec<Scan>,
+    newest: u64,
     builder: FooterBuilder,
     seal: Vec<u8>,
     floor: u64,
@@ -115,6 +158,7 @@ impl Recovery {
     #[must_use]
     pub fn new(layout: RegionLayout, crc32c: Crc32c) -> Self {
         let pages = layout.segment_pages as usize;
+        let entries = segment_entries_max(layout.segment_pages);
         Self {
             layout,
             crc32c,
@@ -122,7 +166,8 @@ impl Recovery {
             tails: vec![Tail::Unused; layout.segments as usize],
             footers: (0..layout.segments).map(|_| None).collect(),
             scan: Vec::new(),
-            builder: FooterBuilder::with_capacity(pages, pages),
+            newest: 0,
+            builder: FooterBuilder::with_capacity(entries, pages),
             seal: Vec::new(),
             floor: 0,
             durable_seq: 0,
@@ -148,11 +193,12 @@ impl Recovery {
                 ) as u32;
                 Need::Read { at: (segment + 1) * pages - count, count }
             }
-            State::Scan(index) => Need::Read { at: self.scan[index] * pages, count: pages },
+            State::Scan(index) => Need::Read { at: self.scan[index].segment * pages, count: pages },
             State::Seal(index) => {
                 let count = (self.seal.len() / BLOCK_BYTES) as u32;
-                Need::Write { at: (self.scan[index] + 1) * pages - count }
+                Need::Write { at: (self.scan[index].segment + 1) * pages - count }
             }
+            State::Fence(segment) => Need::Write { at: (segment + 1) * pages - 1 },
             State::Done => Need::Done,
         }
     }
@@ -169,15 +215,18 @@ impl Recovery {
             State::Tail(segment) => self.handle_tail(segment, bytes),
             State::Footer(segment, head) => self.handle_footer(segment, head, bytes),
             State::Scan(index) => self.handle_scan(index, bytes),
-            State::Seal(_) | State::Done => panic!("recovery was given bytes it did not ask for"),
+            State::Seal(_) | State::Fence(_) | State::Done => panic!("recovery was given bytes it did not ask for"),
         }
     }
 
     /// The footer asked for by `Need::Write` is written (or could not be: then the next recovery
     /// scans the segment again).
     pub fn handle_written(&mut self) {
-        let State::Seal(index) = self.state else { panic!("recovery asked for no write") };
-        self.next_scan(index + 1);
+        match self.state {
+            State::Seal(index) => self.next_scan(index + 1),
+            State::Fence(_) => self.state = State::Done,
+            _ => panic!("recovery asked for no write"),
+        }
     }
 
     /// The result.
@@ -256,38 +305,46 @@ impl Recovery {
         self.next_scan(0);
     }
 
-    /// Which segments to scan: the two after the newest footer, and every damaged one.
+    /// Which segments to scan: the two after the newest footer, and those out of order.
     fn choose_scans(&mut self) {
         let count = self.layout.segments;
-        let newest = (0..count)
-            .filter_map(|segment| match self.tails[segment as usize] {
-                Tail::Sealed(head) => Some((head.segment_seq, segment)),
-                _ => None,
-            })
-            .max();
-        let first = newest.map_or(0, |(_, segment)| segment + 1);
-        let open = [first % count, (first + 1) % count];
-        self.scan = open.to_vec();
-        for segment in 0..count {
-            if self.tails[segment as usize] == Tail::Damaged && !open.contains(&segment) {
-                self.scan.push(segment);
+        let sealed = |segment: u32| match self.tails[segment as usize] {
+            Tail::Sealed(head) => Some(head.segment_seq),
+            Tail::Unused | Tail::Damaged => None,
+        };
+        let newest = (0..count).filter_map(|segment| Some((sealed(segment)?, segment))).max();
+        self.newest = newest.map_or(0, |(seq, _)| seq);
+        let first = newest.map_or(0, |(_, segment)| (segment + 1) % count);
+        let mut scan = Vec::new();
+        let mut before = 0;
+        for step in 0..count {
+            let segment = (first + step) % count;
+            let seq = sealed(segment);
+            let in_order = seq.is_some_and(|seq| seq > before);
+            let unused = self.tails[segment as usize] == Tail::Unused && before == 0;
+            let open = step < 2;
+            if open || !(in_order || unused) {
+                let later = (step + 1..count).filter_map(|step| sealed((first + step) % count));
+                let after = later.filter(|seq| *seq > before).min().unwrap_or(before);
+                scan.push(Scan { segment, between: (before, after), open });
             }
+            before = before.max(seq.unwrap_or(0));
         }
+        self.scan = scan;
     }
 
     /// Goes on with the scan list; at its end adds the sealed segments that may hold records which
     /// were never made durable, and when none is left takes in the footers.
     fn next_scan(&mut self, index: usize) {
         if index == self.scan.len() {
-            let unsure = (0..self.layout.segments).find(|segment| {
-                let footer = self.footers[*segment as usize].as_ref();
-                footer.is_some_and(|footer| footer.head.seq > self.durable_seq)
-                    && !self.scan.contains(segment)
+            let unsure = (0..self.layout.segments).find_map(|segment| {
+                let footer = self.footers[segment as usize].as_ref()?;
+                let known = self.scan.iter().any(|scan| scan.segment == segment);
+                let seq = footer.head.segment_seq;
+                (footer.head.seq > self.durable_seq && !known).then_some((segment, seq))
             });
-            match unsure {
-                Some(segment) => self.scan.push(segment),
-                None => return self.take_footers(),
-            }
+            let Some((segment, seq)) = unsure else { return self.take_footers() };
+            self.scan.push(Scan { segment, between: (seq - 1, seq + 1), open: false });
         }
         self.state = State::Scan(index);
     }
@@ -306,22 +363,48 @@ impl Recovery {
                 }
             }
         }
-        self.state = State::Done;
+        self.raise_fence();
+    }
+
+    /// Skips the numbers that lost records can have, and sees to it that they stay lost.
+    fn raise_fence(&mut self) {
+        let (segments, pages) = (self.layout.segments, self.layout.segment_pages);
+        self.out.next_segment_seq += u64::from(segments);
+        self.out.next_seq += u64::from(segments) * u64::from(pages);
+        let seqs = &self.out.segment_seqs;
+        let used = (0..segments).filter(|segment| seqs[*segment as usize] > 0);
+        let newest = used.max_by_key(|segment| seqs[*segment as usize]);
+        let Some(newest) = newest else {
+            self.state = State::Done;
+            return;
+        };
+        // An empty newest segment is the last recovery's fence: it is raised, not followed by another.
+        let empty = !self.out.entries.iter().any(|entry| entry.at.page / pages == newest);
+        let fence = if empty { newest } else { (newest + 1) % segments };
+        let held = seqs[fence as usize];
+        if !empty && held > 0 && held >= self.floor {
+            // The ring is full: what comes after the newest segment is the oldest, all found.
+            self.state = State::Done;
+            return;
+        }
+        let seq = self.out.next_segment_seq;
+        self.out.next_segment_seq += 1;
+        self.out.segment_seqs[fence as usize] = seq;
+        self.out.entries.retain(|entry| entry.at.page / pages != fence);
+        self.builder.clear();
+        self.encode_seal(fence, seq, self.out.next_seq);
+        self.state = State::Fence(fence);
     }
 
     fn handle_scan(&mut self, index: usize, bytes: Option<&[u8]>) {
-        let segment = self.scan[index];
+        let scan = self.scan[index];
+        let segment = scan.segment;
         let Some(bytes) = bytes else {
             self.out.unreadable += 1;
             return self.next_scan(index + 1);
         };
-        let newest = self.newest_use(segment, bytes);
-        let sealed = match self.tails[segment as usize] {
-            Tail::Sealed(head) => head.segment_seq,
-            _ => 0,
-        };
-        let Some(seq) = newest.filter(|seq| *seq >= sealed) else {
-            // Nothing newer than the footer: an old use, sealed and durable long ago.
+        let Some(seq) = self.newest_use(&scan, bytes) else {
+            // Nothing newer than the footer, if it has one: an old use, durable long ago.
             return self.next_scan(index + 1);
         };
         self.footers[segment as usize] = None;
@@ -332,13 +415,17 @@ impl Recovery {
         self.state = State::Seal(index);
     }
 
-    /// The highest use number among the valid headers of a segment.
-    fn newest_use(&self, segment: u32, bytes: &[u8]) -> Option<u64> {
-        let start = segment * self.layout.segment_pages;
+    /// The highest use number that fits the segment, among its valid headers.
+    fn newest_use(&self, scan: &Scan, bytes: &[u8]) -> Option<u64> {
+        let start = scan.segment * self.layout.segment_pages;
         let headers = bytes.chunks_exact(BLOCK_BYTES).zip(start..).filter_map(|(page, at)| {
             Record::decode(&self.layout.region, at, page, self.crc32c).ok()
         });
-        headers.map(|record| record.head.segment_seq).max()
+        let (after, before) = scan.between;
+        let fits = |seq: &u64| {
+            scan.open && *seq > self.newest || *seq > after && *seq < before
+        };
+        headers.map(|record| record.head.segment_seq).filter(fits).max()
     }
 
     /// Takes in the whole records of one use of a segment; returns the number after the last.
@@ -358,7 +445,9 @@ impl Recovery {
             };
             end = end.max(record.head.seq + 1);
             self.note(&record.head);
-            if !self.payload_matches(&record, at + 1, bytes) {
+            let entries = self.builder.entries() + record.head.entries as usize;
+            let fits = entries <= segment_entries_max(self.layout.segment_pages);
+            if !fits || !self.payload_matches(&record, at + 1, bytes) {
                 self.out.torn += 1;
                 at += 1;
                 continue;

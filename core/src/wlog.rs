@@ -21,6 +21,7 @@ use crate::onode::NIL;
 use crate::recovery::RegionLayout;
 use crate::wire::log::{
     Entry, FooterBuilder, FooterEntry, Head, RECORD_ENTRIES_MAX, encode_record, footer_pages,
+    segment_entries_max,
 };
 
 /// Records in flight at most; one more is open. Few, so that load makes records larger instead.
@@ -31,13 +32,7 @@ pub const RESERVED_SEGMENTS: u32 = 3;
 /// Pages that the log needs for headers and a footer, from the shard's share of the arena.
 #[must_use]
 pub const fn meta_pages(segment_pages: u32) -> usize {
-    LOG_DEPTH + 1 + footer_pages(entries_max(segment_pages), segment_pages as usize)
-}
-
-/// Entries of one segment at most.
-const fn entries_max(segment_pages: u32) -> usize {
-    let half = segment_pages as usize / 2;
-    if half > 2 * RECORD_ENTRIES_MAX { half } else { 2 * RECORD_ENTRIES_MAX }
+    LOG_DEPTH + 1 + footer_pages(segment_entries_max(segment_pages), segment_pages as usize)
 }
 
 /// What becomes of a block's buffer when its record is written.
@@ -189,7 +184,7 @@ impl Log {
             index = (index + 1) % layout.segments;
         }
         let builder = || {
-            let entries = entries_max(layout.segment_pages);
+            let entries = segment_entries_max(layout.segment_pages);
             FooterBuilder::with_capacity(entries, layout.segment_pages as usize)
         };
         let record = |_| RecordSlot {
@@ -383,7 +378,7 @@ impl Log {
         let builder = &self.builders[self.filling];
         let pages = self.layout.segment_pages as usize;
         let entries = builder.entries() + RECORD_ENTRIES_MAX;
-        if entries > entries_max(self.layout.segment_pages) {
+        if entries > segment_entries_max(self.layout.segment_pages) {
             return None;
         }
         let limit = BATCH_BLOCKS_MAX.min(pages / 4);

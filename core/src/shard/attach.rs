@@ -36,9 +36,10 @@ impl Shard<'_> {
             }
         };
         let mut entries = self.take_recovered(id);
-        entries.sort_unstable_by_key(|entry| {
-            core::cmp::Reverse((entry.at.entry.epoch, entry.at.seq, entry.at.page))
-        });
+        // Entries of one record are in the order in which they were made: a stable sort of the
+        // reversed list puts the last one first.
+        entries.reverse();
+        entries.sort_by_key(|entry| core::cmp::Reverse((entry.at.entry.epoch, entry.at.seq)));
         for entry in &entries {
             self.take_in(index, entry);
         }
@@ -57,7 +58,7 @@ impl Shard<'_> {
         self.recovered = others;
         let is_forget = |entry: &&LogEntry| entry.at.entry.kind == EntryKind::Forget;
         let void = ours.iter().filter(is_forget).map(|entry| entry.at.seq).max().unwrap_or(0);
-        ours.retain(|entry| entry.at.seq > void);
+        ours.retain(|entry| entry.at.seq > void && entry.at.entry.kind != EntryKind::Kept);
         ours
     }
 
@@ -90,7 +91,7 @@ impl Shard<'_> {
                 EntryKind::Dirty | EntryKind::Clean => {
                     self.take_in_data(volume, onode, entry, dirty);
                 }
-                EntryKind::Forget => {}
+                EntryKind::Forget | EntryKind::Kept => {}
             }
         }
         self.onodes.unpin(onode);

@@ -260,7 +260,7 @@ impl Shard<'_> {
         if slot.is_shadow {
             slot.moving |= 1 << index;
         }
-        let (onode, crc) = (slot.onode, slot.crc[index]);
+        let (onode, crc, kept) = (slot.onode, slot.crc[index], slot.is_shadow);
         let id = self.onodes.get(onode).volume;
         let volume = self.volume_index(id).expect("an indexed volume is attached");
         let dirty = self.dirty_epoch(volume, leaf, index);
@@ -269,7 +269,11 @@ impl Shard<'_> {
             object: held.object,
             first: held.block,
             count: 1,
-            kind: if dirty.is_some() { EntryKind::Dirty } else { EntryKind::Clean },
+            kind: match dirty {
+                _ if kept => EntryKind::Kept,
+                Some(_) => EntryKind::Dirty,
+                None => EntryKind::Clean,
+            },
             epoch: dirty.unwrap_or(self.volumes[volume].committed),
         };
         self.log.push_entry(entry, None);
@@ -281,8 +285,8 @@ impl Shard<'_> {
         true
     }
 
-    /// Says again, at the head of the log, which blocks of the segment's zero ranges the store has
-    /// not heard of. `false`: the log has no room now.
+    /// Says again, at the head of the log, which blocks of the segment's zero ranges still read as
+    /// zeroes and are not so in the store. `false`: the log has no room now.
     fn repeat_zero_ranges(&mut self, segment: u32) -> bool {
         let seq = self.log.segments()[segment as usize].seq;
         while let Some(range) = self.zero_ranges.front().copied() {
@@ -338,14 +342,8 @@ impl Shard<'_> {
             if slot.zero & bit != 0 {
                 return self.dirty_epoch(volume, leaf, index);
             }
-            if slot.nvme[index] != NIL {
+            if slot.nvme[index] != NIL || slot.bad & bit != 0 {
                 return None;
-            }
-            let shadow = slot.shadow;
-            let closed = open ^ 1;
-            if shadow != NIL && self.onodes.leaf(shadow).dirty[closed] & bit != 0 {
-                let zero = self.onodes.leaf(shadow).zero & bit != 0;
-                return zero.then(|| state.closed());
             }
         }
         let holes = self.onodes.get(onode).hole_dirty;

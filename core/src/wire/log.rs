@@ -21,6 +21,9 @@ pub const ENTRY_BYTES: usize = 24;
 pub const FOOTER_ENTRY_BYTES: usize = ENTRY_BYTES + 12;
 /// Entries of one record at most.
 pub const RECORD_ENTRIES_MAX: usize = 120;
+/// Numbers of records and of uses of segments stay below this; whatever has a higher one is not
+/// ours. So adding to them never overflows.
+pub const SEQ_MAX: u64 = 1 << 62;
 
 const _: () = assert!(
     HEAD_BYTES + RECORD_ENTRIES_MAX * ENTRY_BYTES + BATCH_BLOCKS_MAX * 4 <= BLOCK_BYTES,
@@ -39,6 +42,9 @@ pub enum EntryKind {
     Zeroes = 3,
     /// Everything the log said of the volume before is void. Object and blocks mean nothing.
     Forget = 4,
+    /// A superseded version of data, kept for the push under way. It comes after the version that
+    /// superseded it, so recovery must not count it.
+    Kept = 5,
 }
 
 /// One stretch of blocks of one object.
@@ -63,7 +69,7 @@ impl Entry {
     #[must_use]
     pub const fn pages(&self) -> u32 {
         match self.kind {
-            EntryKind::Dirty | EntryKind::Clean => self.count as u32,
+            EntryKind::Dirty | EntryKind::Clean | EntryKind::Kept => self.count as u32,
             EntryKind::Zeroes | EntryKind::Forget => 0,
         }
     }
@@ -86,6 +92,7 @@ impl Entry {
             2 => EntryKind::Clean,
             3 => EntryKind::Zeroes,
             4 => EntryKind::Forget,
+            5 => EntryKind::Kept,
             _ => return None,
         };
         let entry = Self {
@@ -132,7 +139,7 @@ pub enum LogError {
     Version(u32),
     /// Of another region, or another place in it.
     Foreign,
-    /// Counts beyond what a structure can hold.
+    /// Counts beyond what a structure can hold, or numbers that no log reaches.
     Counts,
     /// The checksum does not match: torn or damaged.
     Checksum,
@@ -175,6 +182,9 @@ fn decode_head(magic: u64, region: &[u8; 16], page: u32, bytes: &[u8]) -> Result
     };
     if head.region != *region || head.page != page {
         return Err(LogError::Foreign);
+    }
+    if head.segment_seq > SEQ_MAX || head.seq > SEQ_MAX {
+        return Err(LogError::Counts);
     }
     Ok(head)
 }
@@ -278,6 +288,13 @@ pub struct FooterEntry {
 #[must_use]
 pub const fn footer_pages(entries: usize, blocks: usize) -> usize {
     (HEAD_BYTES + 8 + entries * FOOTER_ENTRY_BYTES + blocks * 4).div_ceil(BLOCK_BYTES)
+}
+
+/// Entries of a segment at most; one with more is sealed early. Bounds the footer.
+#[must_use]
+pub const fn segment_entries_max(segment_pages: u32) -> usize {
+    let half = segment_pages as usize / 2;
+    if half > 2 * RECORD_ENTRIES_MAX { half } else { 2 * RECORD_ENTRIES_MAX }
 }
 
 /// Collects the footer of the open segment while it fills, and encodes it when it is sealed.
@@ -398,7 +415,8 @@ impl Footer {
         if get_u32(bytes, 12) != crc32c(0, &fixed) {
             return Err(LogError::Checksum);
         }
-        if head.entries > segment_pages || head.blocks > segment_pages {
+        let entries_max = segment_entries_max(segment_pages) as u32;
+        if head.entries > entries_max || head.blocks > segment_pages {
             return Err(LogError::Counts);
         }
         let pages = footer_pages(head.entries as usize, head.blocks as usize) as u32;
@@ -453,3 +471,6 @@ impl Footer {
         get_u32(&self.crcs, index * 4)
     }
 }
+
+#[cfg(test)]
+mod tests;
