@@ -1,0 +1,943 @@
+//! The loop of the control thread: the keepers of all volumes, the store, the volume table, and
+//! what an administrator asks for.
+//!
+//! Like the loop of a core it is not async, knows no clock and no runtime: [`Control::turn`] takes
+//! the time, does what there is to do, and says when to come back. The store is behind
+//! [`StoreIo`], the volume table behind [`TableIo`], so a simulation drives the same code.
+//!
+//! A volume's way in: claim by its keeper (its nonce noted in the table first) -> `Attach` to every
+//! shard -> a report from every core, which proves that all of them know the volume -> exported.
+//! The way out: all cores drained -> last push -> released in the store -> noted in the table.
+
+mod fetch;
+mod links;
+mod rows;
+mod volume;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use heeler_core::event::{ToKeeper, ToShard};
+use heeler_core::ids::{CoreId, Epoch, OpId, ShardId, VolumeId};
+use heeler_core::keeper::{
+    self, BatchHandle, Input, Keeper, Output, PackRead, Refusal, Start, StoreOp, StoreResult,
+};
+use heeler_core::time::Instant;
+use heeler_core::wire::names::{Nonce, Uuid};
+use heeler_core::wire::superblock::VolumeTable;
+use heeler_hw::crc32c;
+
+use self::fetch::{Fetches, Read};
+use self::links::Links;
+use self::rows::Rows;
+pub use self::volume::VolumeStatus;
+use self::volume::{State, Volume};
+use crate::mail::{CoreStatus, ExportInfo, FromControl, ToControl};
+use crate::wires::ControlLink;
+
+/// Mails taken from one core in a turn, and answers taken from the store.
+const TURN_MAX: usize = 256;
+/// Texts of failures that are kept.
+const NOTES_MAX: usize = 64;
+
+/// Names a request to the store.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct Token(pub u64);
+
+/// Names a request of an administrator.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct Ticket(pub u64);
+
+/// The store, as the loop sees it. Every request is answered once by `poll`, in any order; none
+/// blocks. Keys are relative to the configured prefix.
+pub trait StoreIo {
+    /// Reads an object or a part of it.
+    fn get(&mut self, token: Token, key: &str, range: Option<Range<u64>>);
+    /// Writes an object of these pieces. With `create` only if there is none, and then it is sent
+    /// to the store at most once.
+    fn put(&mut self, token: Token, key: &str, pieces: Vec<Bytes>, create: bool);
+    /// Removes an object; it is no error if there is none.
+    fn delete(&mut self, token: Token, key: &str);
+    /// Lists the keys below a prefix that ends in a slash.
+    fn list(&mut self, token: Token, prefix: &str);
+    /// An answer, if there is one.
+    fn poll(&mut self) -> Option<(Token, StoreAnswer)>;
+}
+
+/// How a request to the store ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StoreAnswer {
+    /// Of get: all that was asked for.
+    Got(Bytes),
+    /// Of list: the keys.
+    Listed(Vec<String>),
+    /// Of put and delete: durable.
+    Done,
+    /// Of a create: there is one.
+    AlreadyExists,
+    /// Of get: there is none.
+    NotFound,
+    /// Anything else; whether it took effect is unknown.
+    Failed {
+        /// Trying again may help.
+        transient: bool,
+        /// What happened.
+        text: String,
+    },
+}
+
+/// The cache's volume table on its device.
+pub trait TableIo {
+    /// Makes the table durable before it returns.
+    ///
+    /// # Errors
+    /// In words.
+    fn save(&mut self, table: &VolumeTable) -> Result<(), String>;
+}
+
+/// What a cache's log holds of one volume number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Logged {
+    /// Blocks of entries that were dirty when they were written. Some may have been pushed since.
+    pub dirty_blocks: u64,
+    /// The highest epoch.
+    pub epoch: Epoch,
+}
+
+impl Default for Logged {
+    fn default() -> Self {
+        Self { dirty_blocks: 0, epoch: Epoch::ZERO }
+    }
+}
+
+/// What the loop is built with.
+pub struct Setup {
+    /// The cache's identity.
+    pub cache: Uuid,
+    /// Shards of the cache.
+    pub shards: u16,
+    /// This host's name, shown to other servers.
+    pub host: String,
+    /// A point of the monotonic clock, and the wall clock there: seconds since 1970.
+    pub clock: (Instant, u64),
+    /// Random bytes, for nonces and seeds.
+    pub random: Box<dyn FnMut() -> [u8; 16]>,
+    /// The volume table.
+    pub table: VolumeTable,
+    /// What recovery found.
+    pub logged: BTreeMap<VolumeId, Logged>,
+    /// The mailboxes: core `i` hosts the shards `i`, `i + cores`, ...
+    pub cores: Vec<ControlLink>,
+}
+
+impl fmt::Debug for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setup").field("cache", &self.cache).field("shards", &self.shards).finish()
+    }
+}
+
+/// What an administrator hears of.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A volume is open to clients.
+    Served {
+        /// Its name.
+        name: String,
+    },
+    /// A volume could not be had.
+    Refused {
+        /// Its name.
+        name: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The end of [`Control::push`].
+    Pushed {
+        /// Of the request.
+        ticket: Ticket,
+        /// Everything that was dirty is in the store; `false`: the volume is not ours (any more).
+        committed: bool,
+    },
+    /// The answer to [`Control::report`], by core.
+    Report {
+        /// Of the request.
+        ticket: Ticket,
+        /// One for each core.
+        cores: Vec<CoreStatus>,
+    },
+    /// After [`Control::begin_delete`]: nothing of the volume is on its way to the store.
+    Quiet {
+        /// Of the request.
+        ticket: Ticket,
+    },
+    /// After [`Control::drain`]: everything is pushed and released, the cores have been told to
+    /// leave.
+    Stopped,
+}
+
+/// What a purge drops, apart from what the shards have in their volumes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Purged {
+    /// Dirty blocks of volumes that this server does not serve.
+    pub stranded_blocks: u64,
+}
+
+/// What a request to the store is for.
+#[derive(Debug)]
+enum Pending {
+    Keeper { volume: Uuid, life: u64, op: StoreOp },
+    Read(Read),
+}
+
+/// What a report from all cores is for.
+#[derive(Debug)]
+enum Purpose {
+    Admin,
+    /// Every core knows the volume.
+    Introduced {
+        volume: Uuid,
+        life: u64,
+    },
+}
+
+#[derive(Debug)]
+struct Gather {
+    purpose: Purpose,
+    cores: Vec<Option<CoreStatus>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Drain {
+    No,
+    /// So many cores have not finished.
+    Cores(usize),
+    Releasing,
+    Stopping,
+    Stopped,
+}
+
+/// See the [module](self).
+///
+/// * `turn` does what there is to do; `has_news` and the time it returned say when to call again;
+/// * `poll_event` is drained after each turn;
+/// * everything else is for the administrator and takes effect with the next turn.
+pub struct Control<S, T> {
+    cache: Uuid,
+    shards: u16,
+    host: String,
+    clock: (Instant, u64),
+    random: Box<dyn FnMut() -> [u8; 16]>,
+    rows: Rows<T>,
+    logged: BTreeMap<VolumeId, Logged>,
+    links: Links,
+    store: S,
+    volumes: Vec<Volume>,
+    lives: u64,
+    pending: BTreeMap<Token, Pending>,
+    tokens: u64,
+    /// Batches on their way, and the life of the keeper that they are for.
+    batches: BTreeMap<BatchHandle, (u64, Bytes)>,
+    handles: u64,
+    fetches: Fetches,
+    gathers: BTreeMap<Ticket, Gather>,
+    tickets: u64,
+    /// Texts of failures; the first one's number is `notes_first`.
+    notes: VecDeque<String>,
+    notes_first: u32,
+    drain: Drain,
+    events: VecDeque<Event>,
+}
+
+impl<S: fmt::Debug, T: fmt::Debug> fmt::Debug for Control<S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control")
+            .field("volumes", &self.volumes)
+            .field("store", &self.store)
+            .field("rows", &self.rows)
+            .field("drain", &self.drain)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: StoreIo, T: TableIo> Control<S, T> {
+    /// A loop without volumes. What the log holds of numbers without a row is forgotten.
+    #[must_use]
+    pub fn new(setup: Setup, store: S, table: T) -> Self {
+        let mut control = Self {
+            cache: setup.cache,
+            shards: setup.shards,
+            host: setup.host,
+            clock: setup.clock,
+            random: setup.random,
+            rows: Rows::new(setup.table, table),
+            logged: setup.logged,
+            links: Links::new(setup.cores, setup.shards),
+            store,
+            volumes: Vec::new(),
+            lives: 0,
+            pending: BTreeMap::new(),
+            tokens: 0,
+            batches: BTreeMap::new(),
+            handles: 0,
+            fetches: Fetches::default(),
+            gathers: BTreeMap::new(),
+            tickets: 0,
+            notes: VecDeque::new(),
+            notes_first: 0,
+            drain: Drain::No,
+            events: VecDeque::new(),
+        };
+        let known: Vec<VolumeId> = control.rows.all().iter().map(|row| row.number).collect();
+        let unknown = control.logged.keys().filter(|number| !known.contains(number));
+        for number in unknown.copied().collect::<Vec<_>>() {
+            control.forget(number);
+        }
+        control
+    }
+
+    /// One turn: mail, answers of the store, timers. Returns when to come back: `Some(now)` if
+    /// more is waiting already, `None` if only mail or the store can bring something.
+    pub fn turn(&mut self, now: Instant) -> Option<Instant> {
+        let mut more = false;
+        for core in 0..self.links.cores() {
+            for _ in 0..TURN_MAX {
+                let Some(mail) = self.links.pop(core) else { break };
+                self.handle_mail(now, mail);
+            }
+        }
+        for taken in 0..=TURN_MAX {
+            if taken == TURN_MAX {
+                more = true;
+                break;
+            }
+            let Some((token, answer)) = self.store.poll() else { break };
+            self.handle_answer(now, token, answer);
+        }
+        while let Some(read) = self.fetches.poll_due(now) {
+            self.send_read(read);
+        }
+        for index in 0..self.volumes.len() {
+            if self.volumes[index].keeper.poll_timeout().is_some_and(|due| due <= now) {
+                self.feed(now, index, Input::Tick);
+            }
+        }
+        self.step_drain(now);
+        self.links.flush();
+        if more || self.links.has_news() {
+            return Some(now);
+        }
+        let keepers = self.volumes.iter().filter(|volume| !volume.is_over());
+        let keepers = keepers.filter_map(|volume| volume.keeper.poll_timeout());
+        keepers.chain(self.fetches.poll_timeout()).min()
+    }
+
+    /// Whether a core has sent something: to be asked between announcing sleep and sleeping.
+    #[must_use]
+    pub fn has_news(&mut self) -> bool {
+        self.links.has_news()
+    }
+
+    /// What happened since the last call.
+    #[must_use]
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The store, to drive it.
+    pub fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    /// The volume of this name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<Uuid> {
+        self.volumes.iter().find(|volume| volume.name == name).map(|volume| volume.uuid)
+    }
+
+    /// Every volume's figures.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeStatus> {
+        self.volumes.iter().map(|volume| volume.status(|note| self.note(note))).collect()
+    }
+
+    /// The volumes of the cache's table that are not known by name: those that the store did not
+    /// list.
+    #[must_use]
+    pub fn unlisted(&self) -> Vec<Uuid> {
+        let rows = self.rows.all().iter().map(|row| Uuid(row.uuid));
+        rows.filter(|uuid| self.volumes.iter().all(|volume| volume.uuid != *uuid)).collect()
+    }
+
+    /// The store's list has been read to its end: forgets the volumes that it does not have, except
+    /// those of which the cache holds something dirty.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn forget_unlisted(&mut self) -> Result<(), String> {
+        for volume in self.unlisted() {
+            let row = self.rows.find(volume).expect("listed from the rows");
+            let dirty = self.logged.get(&row.number).map_or(0, |logged| logged.dirty_blocks);
+            if row.released || dirty == 0 {
+                self.forget_row(volume)?;
+            } else {
+                log::error!(
+                    "the cache holds {dirty} dirty blocks of volume {volume}, which is not in the \
+                     store; check the store's address, or drop them: `heeler cache purge --force`"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Claims a volume that the store lists, and serves it when it is ours. With `takeover` also
+    /// from another owner. Ends in [`Event::Served`] or [`Event::Refused`].
+    pub fn add_volume(&mut self, now: Instant, volume: Uuid, name: &str, takeover: bool) {
+        if self.volumes.iter().any(|known| known.uuid == volume) || self.drain != Drain::No {
+            return;
+        }
+        self.lives += 1;
+        let number = match self.rows.find(volume) {
+            Some(row) => row.number,
+            None => self.rows.new_number(),
+        };
+        let nonce = self.rows.pending(volume).unwrap_or_else(|| Nonce((self.random)()));
+        let mut seed = [0; 8];
+        seed.copy_from_slice(&(self.random)()[..8]);
+        let config = keeper::Config::new(volume, self.shards, crc32c, u64::from_le_bytes(seed));
+        self.volumes.push(Volume {
+            uuid: volume,
+            name: name.into(),
+            number,
+            keeper: Keeper::new(config),
+            life: self.lives,
+            nonce,
+            takeover,
+            state: State::Starting,
+            attached: None,
+            ops: 0,
+        });
+        self.start(now, self.volumes.len() - 1);
+    }
+
+    /// Pushes everything that is dirty in the volume now. `None` if there is no such volume.
+    pub fn push(&mut self, now: Instant, volume: Uuid) -> Option<Ticket> {
+        let index = self.index(volume)?;
+        let ticket = self.ticket();
+        self.feed(now, index, Input::PushNow { ticket: ticket.0 });
+        Some(ticket)
+    }
+
+    /// Asks every core for its figures. What was sent to the cores before has been taken by then.
+    pub fn report(&mut self) -> Ticket {
+        self.gather(Purpose::Admin)
+    }
+
+    /// Dirty blocks that the log holds of volumes that are not served.
+    #[must_use]
+    pub fn stranded_blocks(&self) -> u64 {
+        let rows = self.rows.all().iter().filter(|row| !row.released);
+        let unserved = rows.filter(|row| {
+            let known = self.volumes.iter().find(|volume| volume.uuid.0 == row.uuid);
+            known.is_none_or(|volume| volume.attached.is_none())
+        });
+        unserved.filter_map(|row| self.logged.get(&row.number)).map(|log| log.dirty_blocks).sum()
+    }
+
+    /// Drops everything clean; with `force` everything, the contents of volumes that were refused
+    /// or lost included, which are then claimed anew.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn purge(&mut self, now: Instant, force: bool) -> Result<Purged, String> {
+        let mut purged = Purged::default();
+        if force {
+            purged.stranded_blocks = self.stranded_blocks();
+            for volume in self.unlisted() {
+                self.empty(volume)?;
+            }
+            let unserved = |volume: &Volume| match &volume.state {
+                State::Refused(_) | State::Fenced(_) => true,
+                State::Starting => volume.attached.is_none(),
+                _ => false,
+            };
+            let (gone, kept) = std::mem::take(&mut self.volumes).into_iter().partition(unserved);
+            self.volumes = kept;
+            let gone: Vec<Volume> = gone;
+            for volume in gone {
+                let emptied = self.empty(volume.uuid);
+                self.add_volume(now, volume.uuid, &volume.name, volume.takeover);
+                emptied?;
+            }
+        }
+        self.links.send_to_all(|| FromControl::Purge { force });
+        Ok(purged)
+    }
+
+    /// Closes a volume to clients and stops its keeper, dirty or not. [`Event::Quiet`] says that
+    /// nothing of it is on its way to the store any more; then the store's objects can go, and
+    /// then [`Self::finish_delete`]. `None` if there is no such volume.
+    pub fn begin_delete(&mut self, volume: Uuid) -> Option<Ticket> {
+        let index = self.index(volume)?;
+        let ticket = self.ticket();
+        self.volumes[index].state = State::Deleting(ticket);
+        let life = self.volumes[index].life;
+        self.batches.retain(|_, (owner, _)| *owner != life);
+        self.publish();
+        self.settle_delete(index);
+        Some(ticket)
+    }
+
+    /// The store has nothing of the volume any more: forgets what the cache holds.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn finish_delete(&mut self, volume: Uuid) -> Result<(), String> {
+        self.forget_row(volume)?;
+        self.volumes.retain(|known| known.uuid != volume);
+        Ok(())
+    }
+
+    /// Ends everything in order: no more requests, all that is dirty pushed, every volume
+    /// released, the cores stopped. Ends in [`Event::Stopped`].
+    pub fn drain(&mut self) {
+        if self.drain == Drain::No {
+            self.drain = Drain::Cores(self.links.cores());
+            self.links.send_to_all(|| FromControl::Drain);
+        }
+    }
+
+    fn index(&self, volume: Uuid) -> Option<usize> {
+        self.volumes.iter().position(|known| known.uuid == volume)
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.tickets += 1;
+        Ticket(self.tickets)
+    }
+
+    fn unix_secs(&self, now: Instant) -> u64 {
+        self.clock.1 + (now - self.clock.0).0 / 1_000_000_000
+    }
+
+    /// The keeper's first input.
+    fn start(&mut self, now: Instant, index: usize) {
+        let Volume { uuid, number, nonce, takeover, .. } = self.volumes[index];
+        let expected = self.rows.expected(uuid);
+        let released = self.rows.find(uuid).is_none_or(|row| row.released);
+        let logged = self.logged.get(&number).copied().unwrap_or_default();
+        let host = self.host.clone();
+        let start = Start {
+            volume: number,
+            takeover,
+            cache: self.cache,
+            expected: &expected,
+            nonce,
+            dirty_blocks: if released { 0 } else { logged.dirty_blocks },
+            log_epoch: logged.epoch,
+            host: &host,
+            unix_secs: self.unix_secs(now),
+        };
+        self.feed(now, index, Input::Start(start));
+    }
+
+    /// Tells a keeper something and does what it says.
+    fn feed(&mut self, now: Instant, index: usize, input: Input<'_>) {
+        if matches!(self.volumes[index].state, State::Deleting(_)) {
+            return;
+        }
+        self.volumes[index].keeper.handle(now, input);
+        let mut next = None;
+        loop {
+            while let Some(output) = self.volumes[index].keeper.poll_output() {
+                next = self.act(now, index, output).or(next);
+            }
+            let Some(input) = next.take() else { return };
+            self.volumes[index].keeper.handle(now, input);
+        }
+    }
+
+    /// Does what a keeper wants done. Returns what to tell it after all of it is done.
+    fn act(&mut self, now: Instant, index: usize, output: Output) -> Option<Input<'static>> {
+        match output {
+            Output::Remember { nonce, ours } => return Some(self.remember(index, nonce, ours)),
+            Output::Attached(attached) => return self.attached(index, attached),
+            Output::Refused(refusal) => self.refused(index, &refusal),
+            Output::Get { op, key } => {
+                let token = self.keeper_op(index, op);
+                self.store.get(token, &key, None);
+            }
+            Output::Put { op, key, meta, batches } => {
+                let token = self.keeper_op(index, op);
+                let blocks = batches.iter().map(|batch| self.batches[batch].1.clone());
+                let pieces = std::iter::once(Bytes::from_owner(meta)).chain(blocks).collect();
+                self.store.put(token, &key, pieces, false);
+            }
+            Output::Create { op, key, bytes } => {
+                let token = self.keeper_op(index, op);
+                self.store.put(token, &key, vec![Bytes::from_owner(bytes)], true);
+            }
+            Output::List { op, prefix } => {
+                let token = self.keeper_op(index, op);
+                self.store.list(token, &prefix);
+            }
+            Output::Delete { op, key } => {
+                let token = self.keeper_op(index, op);
+                self.store.delete(token, &key);
+            }
+            Output::DropBatch(batch) => _ = self.batches.remove(&batch),
+            Output::ToShard(shard, mail) => {
+                self.links.mail(shard, mail);
+                if matches!(mail, ToShard::Attach { .. }) && shard.0 + 1 == self.shards {
+                    self.introduce(index);
+                }
+            }
+            Output::FetchPlan { shard, op, reads, .. } => self.fetch(now, shard, op, reads),
+            Output::FetchFailed { shard, op } => self.links.answer_fetch(shard, op, None),
+            Output::QueryAnswer { shard, op, data } => {
+                self.links.answer_query(shard, op, Some(data));
+            }
+            Output::QueryFailed { shard, op } => self.links.answer_query(shard, op, None),
+            Output::PushDone { ticket, committed } => {
+                self.events.push_back(Event::Pushed { ticket: Ticket(ticket), committed });
+            }
+            Output::Fenced { by } => self.fenced(index, by),
+            Output::Released => self.released(index),
+        }
+        None
+    }
+
+    /// Notes the nonce of a claim. If contents are given up, the volume gets another number, and
+    /// what was kept under the old one is forgotten.
+    fn remember(&mut self, index: usize, nonce: Nonce, ours: bool) -> Input<'static> {
+        let Volume { uuid, number, .. } = self.volumes[index];
+        let known = self.rows.find(uuid).is_some();
+        let saved = if ours || !known {
+            self.rows.remember(uuid, number, nonce)
+        } else {
+            self.volumes[index].number = self.rows.new_number();
+            let saved = self.rows.renumber(uuid, self.volumes[index].number, nonce);
+            if saved.is_ok() {
+                self.forget(number);
+            }
+            saved
+        };
+        match saved {
+            Ok(()) => Input::Remembered { volume: self.volumes[index].number },
+            Err(reason) => {
+                self.volumes[index].number = number;
+                self.refuse(index, reason);
+                Input::Detach
+            }
+        }
+    }
+
+    fn attached(&mut self, index: usize, attached: keeper::Attached) -> Option<Input<'static>> {
+        let Volume { uuid, nonce, .. } = self.volumes[index];
+        let kept = if attached.ours { "kept" } else { "empty" };
+        log::info!(
+            "volume {}: claimed, committed epoch {:#x}, cached contents {kept}",
+            attached.name,
+            attached.committed.0
+        );
+        let volume = &mut self.volumes[index];
+        volume.name.clone_from(&attached.name);
+        volume.attached = Some(attached);
+        let Err(reason) = self.rows.attached(uuid, nonce) else { return None };
+        // Without the table a later start could not tell that something is dirty.
+        self.refuse(index, reason);
+        Some(Input::Detach)
+    }
+
+    /// All shards have been told of the volume; asks the cores whether they have heard it.
+    fn introduce(&mut self, index: usize) {
+        let Volume { uuid, life, .. } = self.volumes[index];
+        _ = self.gather(Purpose::Introduced { volume: uuid, life });
+    }
+
+    fn introduced(&mut self, volume: Uuid, life: u64) {
+        let known =
+            self.volumes.iter_mut().find(|known| (known.uuid, known.life) == (volume, life));
+        if let Some(volume) = known.filter(|volume| volume.state == State::Starting) {
+            volume.state = State::Served;
+            let name = volume.name.clone();
+            log::info!("volume {name}: served");
+            self.events.push_back(Event::Served { name });
+            self.publish();
+        }
+    }
+
+    fn refused(&mut self, index: usize, refusal: &Refusal) {
+        let mut reason = refusal.to_string();
+        if let Refusal::Store { note } = refusal
+            && let Some(text) = self.note(*note)
+        {
+            reason = format!("{reason} ({text})");
+        }
+        if let Refusal::Stale { .. } = refusal {
+            reason += ", and so does `heeler cache purge --force`";
+        }
+        self.refuse(index, reason);
+    }
+
+    fn refuse(&mut self, index: usize, reason: String) {
+        let volume = &mut self.volumes[index];
+        log::error!("volume {}: not served: {reason}", volume.name);
+        volume.state = State::Refused(reason.clone());
+        let name = volume.name.clone();
+        self.events.push_back(Event::Refused { name, reason });
+    }
+
+    fn fenced(&mut self, index: usize, by: Option<keeper::Owner>) {
+        let by = by.map_or_else(|| "another server".into(), |owner| owner.to_string());
+        let reason = format!(
+            "taken by {by}; what was not pushed before stays in this cache, and can only be \
+             dropped: `heeler cache purge --force`"
+        );
+        let volume = &mut self.volumes[index];
+        log::error!("volume {}: {reason}", volume.name);
+        volume.state = State::Fenced(reason);
+        self.publish();
+    }
+
+    fn released(&mut self, index: usize) {
+        let volume = &mut self.volumes[index];
+        let (uuid, held) = (volume.uuid, volume.attached.is_some());
+        if !matches!(volume.state, State::Refused(_)) {
+            volume.state = State::Released;
+        }
+        if held {
+            log::info!("volume {}: released", volume.name);
+            if let Err(reason) = self.rows.released(uuid) {
+                // The next start then takes the volume for one that may be dirty here.
+                log::warn!("volume {}: {reason}", self.volumes[index].name);
+            }
+        }
+        self.publish();
+    }
+
+    fn keeper_op(&mut self, index: usize, op: StoreOp) -> Token {
+        let volume = &mut self.volumes[index];
+        volume.ops += 1;
+        let pending = Pending::Keeper { volume: volume.uuid, life: volume.life, op };
+        self.token(pending)
+    }
+
+    fn token(&mut self, pending: Pending) -> Token {
+        self.tokens += 1;
+        self.pending.insert(Token(self.tokens), pending);
+        Token(self.tokens)
+    }
+
+    fn fetch(&mut self, now: Instant, shard: ShardId, op: OpId, reads: Vec<PackRead>) {
+        if reads.is_empty() {
+            return self.links.answer_fetch(shard, op, Some(Vec::new()));
+        }
+        for read in self.fetches.begin(now, (shard, op), reads) {
+            self.send_read(read);
+        }
+    }
+
+    fn send_read(&mut self, read: Read) {
+        let (key, from) = (read.plan.key.clone(), read.plan.offset);
+        let to = from + u64::from(read.plan.len);
+        let token = self.token(Pending::Read(read));
+        self.store.get(token, &key, Some(from..to));
+    }
+
+    fn handle_answer(&mut self, now: Instant, token: Token, answer: StoreAnswer) {
+        match self.pending.remove(&token).expect("the store answers once") {
+            Pending::Read(read) => {
+                if let Some(answer) = self.fetches.handle(now, read, answer) {
+                    self.links.answer_fetch(answer.shard, answer.op, answer.pieces);
+                }
+            }
+            Pending::Keeper { volume, life, op } => {
+                let index = self.index(volume).filter(|i| self.volumes[*i].life == life);
+                let Some(index) = index else { return };
+                self.volumes[index].ops -= 1;
+                if matches!(self.volumes[index].state, State::Deleting(_)) {
+                    return self.settle_delete(index);
+                }
+                self.feed_answer(now, index, op, answer);
+            }
+        }
+    }
+
+    fn feed_answer(&mut self, now: Instant, index: usize, op: StoreOp, answer: StoreAnswer) {
+        let keys: Vec<&str>;
+        let result = match &answer {
+            StoreAnswer::Got(bytes) => StoreResult::Got(bytes),
+            StoreAnswer::Listed(listed) => {
+                keys = listed.iter().map(String::as_str).collect();
+                StoreResult::Listed(&keys)
+            }
+            StoreAnswer::Done => StoreResult::Done,
+            StoreAnswer::AlreadyExists => StoreResult::AlreadyExists,
+            StoreAnswer::NotFound => StoreResult::NotFound,
+            StoreAnswer::Failed { transient, text } => {
+                log::warn!("volume {}: {text}", self.volumes[index].name);
+                StoreResult::Failed { transient: *transient, note: self.add_note(text) }
+            }
+        };
+        self.feed(now, index, Input::StoreDone { op, result });
+    }
+
+    fn handle_mail(&mut self, now: Instant, mail: ToControl) {
+        match mail {
+            ToControl::Keeper { shard, mail } => {
+                if let Some(index) = self.keeper_of(volume_of(&mail)) {
+                    self.feed(now, index, Input::Shard(shard, mail));
+                }
+            }
+            ToControl::Fetch { shard, op, volume, object, first, count } => {
+                match self.keeper_of(volume) {
+                    Some(index) => {
+                        let input = Input::Fetch { shard, op, object, first, count };
+                        self.feed(now, index, input);
+                    }
+                    None => self.links.answer_fetch(shard, op, None),
+                }
+            }
+            ToControl::Query { shard, op, volume, object, first, count } => {
+                match self.keeper_of(volume) {
+                    Some(index) => {
+                        let input = Input::Query { shard, op, object, first, count };
+                        self.feed(now, index, input);
+                    }
+                    None => self.links.answer_query(shard, op, None),
+                }
+            }
+            ToControl::Batch { shard, volume, epoch, runs, crcs, bytes } => {
+                let Some(index) = self.keeper_of(volume) else { return };
+                self.handles += 1;
+                let batch = BatchHandle(self.handles);
+                self.batches.insert(batch, (self.volumes[index].life, Bytes::from(bytes)));
+                let (runs, crcs) = (&runs, &crcs);
+                self.feed(now, index, Input::Batch { shard, epoch, batch, runs, crcs });
+            }
+            ToControl::Status { ticket, core, status } => {
+                self.handle_status(Ticket(ticket), core, status);
+            }
+            ToControl::Drained(core) => {
+                log::debug!("core {} is drained", core.0);
+                if let Drain::Cores(left) = &mut self.drain {
+                    *left -= 1;
+                }
+            }
+        }
+    }
+
+    /// The volume of this number, unless it is being deleted.
+    fn keeper_of(&self, number: VolumeId) -> Option<usize> {
+        let found = self.volumes.iter().position(|volume| volume.number == number);
+        found.filter(|index| !matches!(self.volumes[*index].state, State::Deleting(_)))
+    }
+
+    fn gather(&mut self, purpose: Purpose) -> Ticket {
+        let ticket = self.ticket();
+        let cores = (0..self.links.cores()).map(|_| None).collect();
+        self.gathers.insert(ticket, Gather { purpose, cores });
+        self.links.send_to_all(|| FromControl::Report { ticket: ticket.0 });
+        ticket
+    }
+
+    fn handle_status(&mut self, ticket: Ticket, core: CoreId, status: CoreStatus) {
+        let Some(gather) = self.gathers.get_mut(&ticket) else { return };
+        gather.cores[usize::from(core.0)] = Some(status);
+        if gather.cores.iter().any(Option::is_none) {
+            return;
+        }
+        let gather = self.gathers.remove(&ticket).expect("found above");
+        match gather.purpose {
+            Purpose::Admin => {
+                let cores = gather.cores.into_iter().flatten().collect();
+                self.events.push_back(Event::Report { ticket, cores });
+            }
+            Purpose::Introduced { volume, life } => self.introduced(volume, life),
+        }
+    }
+
+    /// Tells the cores which volumes may be opened.
+    fn publish(&mut self) {
+        let exports: Arc<[ExportInfo]> = self.volumes.iter().filter_map(Volume::export).collect();
+        self.links.exports(&exports);
+    }
+
+    fn settle_delete(&mut self, index: usize) {
+        if let (State::Deleting(ticket), 0) = (&self.volumes[index].state, self.volumes[index].ops)
+        {
+            self.events.push_back(Event::Quiet { ticket: *ticket });
+        }
+    }
+
+    /// Gives up what the cache holds of a volume, but not the claims on it.
+    fn empty(&mut self, volume: Uuid) -> Result<(), String> {
+        if let Some(number) = self.rows.find(volume).map(|row| row.number) {
+            self.rows.empty(volume)?;
+            self.forget(number);
+        }
+        Ok(())
+    }
+
+    /// Takes a volume out of the table and out of the shards.
+    fn forget_row(&mut self, volume: Uuid) -> Result<(), String> {
+        if let Some(number) = self.rows.find(volume).map(|row| row.number) {
+            self.rows.remove(volume)?;
+            self.forget(number);
+        }
+        Ok(())
+    }
+
+    /// Nothing under this number counts any more. The table says so already.
+    fn forget(&mut self, number: VolumeId) {
+        self.logged.remove(&number);
+        self.links.mail_all_shards(ToShard::Forget { volume: number });
+    }
+
+    fn step_drain(&mut self, now: Instant) {
+        if self.drain == Drain::Cores(0) {
+            self.drain = Drain::Releasing;
+            for index in 0..self.volumes.len() {
+                self.feed(now, index, Input::Detach);
+            }
+        }
+        if self.drain == Drain::Releasing && self.volumes.iter().all(Volume::is_over) {
+            self.drain = Drain::Stopping;
+            self.links.send_to_all(|| FromControl::Stop);
+        }
+        if self.drain == Drain::Stopping && self.links.flush() {
+            self.drain = Drain::Stopped;
+            self.events.push_back(Event::Stopped);
+        }
+    }
+
+    fn add_note(&mut self, text: &str) -> u32 {
+        if self.notes.back().is_none_or(|last| last != text) {
+            if self.notes.len() == NOTES_MAX {
+                self.notes.pop_front();
+                self.notes_first = self.notes_first.wrapping_add(1);
+            }
+            self.notes.push_back(text.into());
+        }
+        self.notes_first.wrapping_add(self.notes.len() as u32 - 1)
+    }
+
+    fn note(&self, number: u32) -> Option<String> {
+        self.notes.get(number.wrapping_sub(self.notes_first) as usize).cloned()
+    }
+}
+
+fn volume_of(mail: &ToKeeper) -> VolumeId {
+    match *mail {
+        ToKeeper::Dirtied { volume }
+        | ToKeeper::Pressure { volume }
+        | ToKeeper::Frozen { volume, .. }
+        | ToKeeper::Pushed { volume, .. } => volume,
+    }
+}
+
+#[cfg(test)]
+mod tests;

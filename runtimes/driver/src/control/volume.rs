@@ -1,0 +1,114 @@
+//! A volume as the control thread sees it.
+
+use heeler_core::ids::{BLOCK_BYTES, VolumeId};
+use heeler_core::keeper::{self, Attached, Keeper, Phase};
+use heeler_core::wire::names::{Nonce, Uuid};
+
+use crate::mail::ExportInfo;
+
+/// Where a volume stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    /// Being claimed, or being introduced to the shards.
+    Starting,
+    /// Clients may open it.
+    Served,
+    /// Not ours; why.
+    Refused(String),
+    /// Lost to another owner; whom.
+    Fenced(String),
+    /// Given up with everything pushed.
+    Released,
+    /// To be deleted; its keeper is told nothing any more.
+    Deleting(super::Ticket),
+}
+
+/// A volume and its keeper.
+#[derive(Debug)]
+pub(super) struct Volume {
+    pub(super) uuid: Uuid,
+    /// By which the store listed it, then that of its head.
+    pub(super) name: String,
+    pub(super) number: VolumeId,
+    pub(super) keeper: Keeper,
+    /// Tells answers to this keeper from those to an earlier one of the same volume.
+    pub(super) life: u64,
+    pub(super) nonce: Nonce,
+    pub(super) takeover: bool,
+    pub(super) state: State,
+    pub(super) attached: Option<Attached>,
+    /// Store operations under way.
+    pub(super) ops: usize,
+}
+
+impl Volume {
+    /// Whether the keeper has nothing more to do.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.state, State::Deleting(_))
+            || matches!(self.keeper.phase(), Phase::Released | Phase::Refused | Phase::Fenced)
+    }
+
+    pub(super) fn export(&self) -> Option<ExportInfo> {
+        let attached = self.attached.as_ref().filter(|_| self.state == State::Served)?;
+        Some(ExportInfo {
+            name: self.name.clone(),
+            volume: self.number,
+            bytes: attached.blocks * BLOCK_BYTES as u64,
+            object_shift: attached.object_shift,
+            read_only: false,
+        })
+    }
+
+    pub(super) fn status(&self, note: impl Fn(u32) -> Option<String>) -> VolumeStatus {
+        let keeper = self.keeper.status();
+        let (word, reason) = match &self.state {
+            State::Starting => ("starting", None),
+            State::Served => ("served", None),
+            State::Refused(why) => ("refused", Some(why.clone())),
+            State::Fenced(by) => ("fenced", Some(by.clone())),
+            State::Released => ("released", None),
+            State::Deleting(_) => ("deleting", None),
+        };
+        VolumeStatus {
+            uuid: self.uuid,
+            name: self.name.clone(),
+            number: self.number,
+            state: word,
+            reason,
+            blocks: self.attached.as_ref().map_or(0, |attached| attached.blocks),
+            object_shift: self.attached.as_ref().map_or(0, |attached| attached.object_shift),
+            created_unix_secs: self.attached.as_ref().map_or(0, |a| a.created_unix_secs),
+            last_failure: keeper.last_failure.map(|failure| {
+                let text = failure.note.and_then(note);
+                let why = text.unwrap_or_else(|| "the answer makes no sense".into());
+                format!("{}: {why}", failure.what)
+            }),
+            keeper,
+        }
+    }
+}
+
+/// What a volume's status is made of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeStatus {
+    /// Its identity in the store.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Its number in this cache.
+    pub number: VolumeId,
+    /// starting, served, refused, fenced, released or deleting.
+    pub state: &'static str,
+    /// Of refused and fenced: why, and what to do.
+    pub reason: Option<String>,
+    /// Size in blocks; 0 until it was ours.
+    pub blocks: u64,
+    /// log2 of the object size in bytes; 0 until it was ours.
+    pub object_shift: u8,
+    /// Seconds since 1970; 0 until it was ours.
+    pub created_unix_secs: u64,
+    /// The keeper's figures.
+    pub keeper: keeper::Status,
+    /// The last store operation that failed, also when it is over.
+    pub last_failure: Option<String>,
+}
