@@ -433,6 +433,7 @@ impl Recovery {
         let start = segment * self.layout.segment_pages;
         let pages = self.layout.segment_pages as usize;
         self.builder.clear();
+        self.note_headers(start, seq, bytes);
         let mut end = 0;
         let mut at = 0;
         while at < pages {
@@ -444,10 +445,14 @@ impl Recovery {
                 continue;
             };
             end = end.max(record.head.seq + 1);
-            self.note(&record.head);
             let entries = self.builder.entries() + record.head.entries as usize;
             let fits = entries <= segment_entries_max(self.layout.segment_pages);
-            if !fits || !self.payload_matches(&record, at + 1, bytes) {
+            // A durable record cannot be torn: if a block of it does not match, it is damaged, and
+            // whoever reads it will be told.
+            let whole = record.head.seq < self.durable_seq
+                && at + record.head.blocks as usize + 1 <= pages
+                || self.payload_matches(&record, at + 1, bytes);
+            if !fits || !whole {
                 self.out.torn += 1;
                 at += 1;
                 continue;
@@ -457,6 +462,16 @@ impl Recovery {
         }
         self.out.next_seq = self.out.next_seq.max(end);
         end
+    }
+
+    /// Learns from all headers of one use of a segment what was durable when they were written.
+    fn note_headers(&mut self, start: u32, seq: u64, bytes: &[u8]) {
+        for (page, at) in bytes.chunks_exact(BLOCK_BYTES).zip(start..) {
+            let record = Record::decode(&self.layout.region, at, page, self.crc32c);
+            if let Some(record) = record.ok().filter(|record| record.head.segment_seq == seq) {
+                self.note(&record.head);
+            }
+        }
     }
 
     fn payload_matches(&self, record: &Record<'_>, at: usize, bytes: &[u8]) -> bool {

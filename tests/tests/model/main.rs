@@ -36,10 +36,11 @@ impl Drop for Seed {
     }
 }
 
-fn run(seed: u64, ends: &[End]) -> Stats {
+fn run(seed: u64, ends: &[End], rots: bool) -> Stats {
     let _seed = Seed(seed);
     let mut rng = Rng::new(seed ^ 0x5eed);
     let mut world = World::new(seed, 12 + rng.index(16));
+    world.rots = rots;
     world.store.fail_one_in = [0, 0, 30, 8][rng.index(4)];
     let mut last = None;
     for _ in 0..2 + rng.index(4) {
@@ -62,6 +63,8 @@ fn add(sum: &mut Stats, one: Stats) {
     sum.torn += one.torn;
     sum.fetched += one.fetched;
     sum.merges += one.merges;
+    sum.rotten += one.rotten;
+    sum.damaged += one.damaged;
 }
 
 #[test]
@@ -69,9 +72,19 @@ fn what_was_promised_survives_every_end() {
     let mut sum = Stats::default();
     for seed in seeds(600) {
         let ends = [End::Kill, End::PowerCut, End::Release, End::CacheLost];
-        add(&mut sum, run(seed, &ends));
+        add(&mut sum, run(seed, &ends, false));
     }
     println!("{sum:?}");
     // The test is about these; it must not pass because they never happened.
     assert!(sum.commits > 0 && sum.fetched > 0 && sum.torn > 0 && sum.merges > 0, "{sum:?}");
+}
+
+#[test]
+fn damage_to_clean_blocks_is_never_served() {
+    let mut sum = Stats::default();
+    for seed in seeds(150) {
+        add(&mut sum, run(seed, &[End::Kill, End::PowerCut, End::Release], true));
+    }
+    println!("{sum:?}");
+    assert!(sum.rotten > 0 && sum.damaged > 0, "{sum:?}");
 }

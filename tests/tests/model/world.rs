@@ -63,6 +63,8 @@ pub(crate) struct World {
     /// What survived the last end is known.
     settled: bool,
     pub(crate) stats: Stats,
+    /// Bits flip in clean blocks on the device.
+    pub(crate) rots: bool,
 }
 
 /// What happened, so that a test can say that something did.
@@ -77,6 +79,8 @@ pub(crate) struct Stats {
     pub(crate) torn: u64,
     pub(crate) fetched: u64,
     pub(crate) merges: u64,
+    pub(crate) rotten: u64,
+    pub(crate) damaged: u64,
 }
 
 impl World {
@@ -104,10 +108,12 @@ impl World {
             pushed: 0,
             settled: true,
             stats: Stats::default(),
+            rots: false,
         }
     }
 
-    fn recover(&mut self, shard: u16) -> Recovered {
+    /// Recovers a region; `write` says whether to change it as recovery wants.
+    fn recover(&self, shard: u16, write: bool) -> Recovered {
         let layout = RegionLayout {
             region: self.superblock.region_id(shard),
             segment_pages: self.superblock.segment_pages,
@@ -127,16 +133,15 @@ impl World {
                     let pages = recovery.bytes().len() / BLOCK_BYTES;
                     let mut buffer = AlignedBuf::zeroed(pages);
                     buffer.copy_from_slice(recovery.bytes());
-                    self.disk.write_at(byte(at), &buffer).expect("no faults at start");
+                    if write {
+                        self.disk.write_at(byte(at), &buffer).expect("no faults at start");
+                    }
                     recovery.handle_written();
                 }
                 Need::Done => break,
             }
         }
-        self.disk.sync().expect("no faults at start");
-        let recovered = recovery.finish();
-        self.stats.torn += recovered.torn;
-        recovered
+        recovery.finish()
     }
 
     /// The image in the store, decoded from nothing but its bytes: one stamp for each sector.
@@ -180,7 +185,9 @@ impl World {
     /// One life: a check of what the end of the last one left, `steps` random events, the end.
     pub(crate) fn live(&mut self, last: Option<End>, steps: usize, end: End) {
         self.stats.lives += 1;
-        let mut recovered: Vec<_> = (0..SHARDS).map(|shard| self.recover(shard)).collect();
+        let mut recovered: Vec<_> = (0..SHARDS).map(|shard| self.recover(shard, true)).collect();
+        self.disk.sync().expect("no faults at start");
+        self.stats.torn += recovered.iter().map(|found| found.torn).sum::<u64>();
         let arena = Arena::new(u32::from(SHARDS) * PAGES_PER_SHARD + TRANSIT_PAGES + 8).unwrap();
         let configs: Vec<_> = (0..SHARDS).map(|shard| self.shard_config(shard)).collect();
         let mut storage: Vec<_> = configs
@@ -228,6 +235,13 @@ impl World {
         };
         life.start(&log);
         if let Some(last) = last {
+            if last == End::CacheLost {
+                // Up to the claim the dead server's commit could still come through.
+                life.world.settled = true;
+                life.world.check_image();
+                let (image, now) = (life.world.image(), life.world.now);
+                life.world.history.settle(&image, now);
+            }
             life.check_after(last);
         }
         life.run(steps);
@@ -252,13 +266,11 @@ impl World {
         self.store.crash(&mut rng);
         self.now += 1;
         self.check_image();
-        self.settled = end == End::CacheLost;
+        self.settled = false;
         if end == End::CacheLost {
             self.disk = SimDisk::new(self.superblock.device_bytes(), self.rng.next_u64());
             self.superblock.cache = core::array::from_fn(|_| self.rng.below(256) as u8);
             self.nonces.clear();
-            let image = self.image();
-            self.history.settle(&image, self.now);
         }
     }
 
@@ -431,6 +443,8 @@ impl Life<'_, '_> {
             shard.check();
             self.world.stats.moved += shard.counters().moved_blocks;
             self.world.stats.fetched += shard.counters().fetched_blocks;
+            self.world.stats.damaged += shard.counters().damaged_blocks;
+            assert_eq!(shard.counters().lost_blocks, 0, "no dirty block is damaged here");
         }
     }
 
@@ -444,7 +458,8 @@ impl Life<'_, '_> {
             11..13 => self.mail_to_shard(),
             13..15 => self.mail_to_keeper(),
             15 => self.fetch(),
-            16 => self.release_lease(),
+            16 if self.world.rng.chance(1, 2) => self.release_lease(),
+            16 if self.world.rots => self.rot(),
             17 if self.world.rng.chance(1, 8) => {
                 self.world.now += self.world.rng.below(4000);
                 let now = self.now();
@@ -660,6 +675,33 @@ impl Life<'_, '_> {
                 keeper::Output::Released => self.over = Some("released"),
             }
         }
+    }
+
+    /// A bit flips in a clean block of the oldest segment, which is sealed and durable.
+    fn rot(&mut self) {
+        let index = self.world.rng.index(self.shards.len());
+        let shard = &self.shards[index];
+        let Some(segment) = shard.log().oldest() else { return };
+        let pages = shard.log().segment_pages();
+        let page = segment * pages + self.world.rng.below(u64::from(pages)) as u32;
+        let owner = shard.log().owner(page);
+        if owner == heeler_core::onode::NIL {
+            return;
+        }
+        let leaf = shard.onodes().leaf(owner / 16);
+        if (leaf.dirty[0] | leaf.dirty[1]) & 1 << (owner % 16) != 0 {
+            return;
+        }
+        let at = self.world.superblock.region_page(index as u16) + u64::from(page);
+        let bit = self.world.rng.index(BLOCK_BYTES * 8);
+        // Damage to a record that may not be durable cannot be told from a torn write.
+        let torn = self.world.recover(index as u16, false).torn;
+        self.world.disk.flip_bit(at, bit);
+        if self.world.recover(index as u16, false).torn > torn {
+            self.world.disk.flip_bit(at, bit);
+            return;
+        }
+        self.world.stats.rotten += 1;
     }
 
     fn mail_to_shard(&mut self) {
