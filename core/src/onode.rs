@@ -444,3 +444,6 @@ impl<'a> Onodes<'a> {
         (0..self.onodes.len() as u32).filter(used)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,7 +55,8 @@ impl Superblock {
     #[must_use]
     pub fn layout(cache: [u8; 16], shards: u16, bytes: u64) -> Option<Self> {
         let pages = (bytes / BLOCK_BYTES as u64).checked_sub(u64::from(REGIONS_PAGE))?;
-        let region = pages / u64::from(shards);
+        // Pages of a region are numbered with four bytes: more than 16 TiB would lie idle.
+        let region = (pages / u64::from(shards)).min(u64::from(u32::MAX));
         let wanted = (region / 32).next_power_of_two().min(u64::from(SEGMENT_PAGES_MAX)) as u32;
         let segment_pages = wanted.max(SEGMENT_PAGES_MIN);
         let segments = u32::try_from(region / u64::from(segment_pages)).ok()?;
@@ -215,3 +216,6 @@ impl VolumeTable {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
