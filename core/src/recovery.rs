@@ -22,7 +22,8 @@ use alloc::vec::Vec;
 
 use crate::ids::{BLOCK_BYTES, Crc32c, Epoch, VolumeId};
 use crate::wire::log::{
-    EntryKind, Footer, FooterBuilder, FooterEntry, Head, LogError, Record, segment_entries_max,
+    EntryKind, Footer, FooterBuilder, FooterEntry, Head, LogError, Record, footer_pages,
+    segment_entries_max,
 };
 
 /// Where a region's log lies.
@@ -187,10 +188,7 @@ impl Recovery {
         match self.state {
             State::Tail(segment) => Need::Read { at: (segment + 1) * pages - 1, count: 1 },
             State::Footer(segment, head) => {
-                let count = crate::wire::log::footer_pages(
-                    head.entries as usize,
-                    head.blocks as usize,
-                ) as u32;
+                let count = footer_pages(head.entries as usize, head.blocks as usize) as u32;
                 Need::Read { at: (segment + 1) * pages - count, count }
             }
             State::Scan(index) => Need::Read { at: self.scan[index].segment * pages, count: pages },
@@ -215,7 +213,9 @@ impl Recovery {
             State::Tail(segment) => self.handle_tail(segment, bytes),
             State::Footer(segment, head) => self.handle_footer(segment, head, bytes),
             State::Scan(index) => self.handle_scan(index, bytes),
-            State::Seal(_) | State::Fence(_) | State::Done => panic!("recovery was given bytes it did not ask for"),
+            State::Seal(_) | State::Fence(_) | State::Done => {
+                panic!("recovery was given bytes it did not ask for")
+            }
         }
     }
 
@@ -285,7 +285,7 @@ impl Recovery {
         let start = segment * self.layout.segment_pages;
         let end = start + self.layout.segment_pages;
         footer.entries().all(|entry| {
-            entry.page >= start
+            (start..end).contains(&entry.page)
                 && entry.page.checked_add(entry.entry.pages()).is_some_and(|last| last <= end)
         })
     }
@@ -321,7 +321,10 @@ impl Recovery {
             let segment = (first + step) % count;
             let seq = sealed(segment);
             let in_order = seq.is_some_and(|seq| seq > before);
-            let unused = self.tails[segment as usize] == Tail::Unused && before == 0;
+            // The first lap begins at the first segment, so those before the newest were used.
+            let unused = self.tails[segment as usize] == Tail::Unused
+                && before == 0
+                && newest.is_none_or(|(_, newest)| segment > newest);
             let open = step < 2;
             if open || !(in_order || unused) {
                 let later = (step + 1..count).filter_map(|step| sealed((first + step) % count));
@@ -422,9 +425,7 @@ impl Recovery {
             Record::decode(&self.layout.region, at, page, self.crc32c).ok()
         });
         let (after, before) = scan.between;
-        let fits = |seq: &u64| {
-            scan.open && *seq > self.newest || *seq > after && *seq < before
-        };
+        let fits = |seq: &u64| scan.open && *seq > self.newest || *seq > after && *seq < before;
         headers.map(|record| record.head.segment_seq).filter(fits).max()
     }
 
@@ -446,12 +447,15 @@ impl Recovery {
             };
             end = end.max(record.head.seq + 1);
             let entries = self.builder.entries() + record.head.entries as usize;
-            let fits = entries <= segment_entries_max(self.layout.segment_pages);
+            let blocks = self.builder.blocks() + record.head.blocks as usize;
+            let used = at + 1 + record.head.blocks as usize;
+            // Else no log of ours wrote it, and the new footer would overwrite payload.
+            let fits = entries <= segment_entries_max(self.layout.segment_pages)
+                && used + footer_pages(entries, blocks) <= pages;
             // A durable record cannot be torn: if a block of it does not match, it is damaged, and
             // whoever reads it will be told.
-            let whole = record.head.seq < self.durable_seq
-                && at + record.head.blocks as usize + 1 <= pages
-                || self.payload_matches(&record, at + 1, bytes);
+            let whole =
+                record.head.seq < self.durable_seq || self.payload_matches(&record, at + 1, bytes);
             if !fits || !whole {
                 self.out.torn += 1;
                 at += 1;
@@ -516,3 +520,6 @@ impl Recovery {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

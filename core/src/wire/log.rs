@@ -21,8 +21,8 @@ pub const ENTRY_BYTES: usize = 24;
 pub const FOOTER_ENTRY_BYTES: usize = ENTRY_BYTES + 12;
 /// Entries of one record at most.
 pub const RECORD_ENTRIES_MAX: usize = 120;
-/// Numbers of records and of uses of segments stay below this; whatever has a higher one is not
-/// ours. So adding to them never overflows.
+/// Numbers of records and of uses of segments stay below this (uses count from 1); whatever has
+/// another one is not ours. So adding to them never overflows.
 pub const SEQ_MAX: u64 = 1 << 62;
 
 const _: () = assert!(
@@ -183,7 +183,7 @@ fn decode_head(magic: u64, region: &[u8; 16], page: u32, bytes: &[u8]) -> Result
     if head.region != *region || head.page != page {
         return Err(LogError::Foreign);
     }
-    if head.segment_seq > SEQ_MAX || head.seq > SEQ_MAX {
+    if !(1..=SEQ_MAX).contains(&head.segment_seq) || head.seq > SEQ_MAX {
         return Err(LogError::Counts);
     }
     Ok(head)
