@@ -1,0 +1,203 @@
+//! A core's block queue as its shards use it: which operation is whose, what waits for room in the
+//! queue, and device flushes shared by all shards that wait for one.
+
+use std::collections::VecDeque;
+
+use heeler_core::ids::{OpId, PageId};
+use heeler_hw::{BlockQueue, Io, IoKind};
+use slab::Slab;
+
+/// The token of a device flush; all others are keys of `Device::ops`.
+const FLUSH_TOKEN: u64 = u64::MAX;
+
+/// One operation of a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct DeviceOp {
+    /// Position of the shard among those of the core.
+    pub(crate) host: usize,
+    pub(crate) op: OpId,
+    pub(crate) kind: IoKind,
+    /// Bytes from the start of the device.
+    pub(crate) offset: u64,
+}
+
+/// What has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Done {
+    /// A read or a write.
+    Op(DeviceOp, bool),
+    /// The flush for [`Device::next_flushed`].
+    Flush(bool),
+}
+
+#[derive(Debug)]
+pub(crate) struct Device<Q> {
+    queue: Q,
+    ops: Slab<DeviceOp>,
+    /// What found the queue full, in order.
+    backlog: VecDeque<DeviceOp>,
+    /// Who asked for a flush since the one in flight was pushed. Only a later one covers them.
+    flush_wanted: Vec<(usize, OpId)>,
+    /// Whom the flush in flight, or the one that just ended, covers.
+    flush_riders: Vec<(usize, OpId)>,
+    flushing: bool,
+}
+
+impl<Q: BlockQueue> Device<Q> {
+    pub(crate) fn new(queue: Q) -> Self {
+        let depth = queue.capacity();
+        Self {
+            queue,
+            ops: Slab::with_capacity(depth),
+            backlog: VecDeque::with_capacity(depth),
+            flush_wanted: Vec::new(),
+            flush_riders: Vec::new(),
+            flushing: false,
+        }
+    }
+
+    pub(crate) fn queue(&self) -> &Q {
+        &self.queue
+    }
+
+    /// Starts a read or a write; one that finds the queue full waits its turn.
+    pub(crate) fn push(&mut self, op: DeviceOp, pages: &[PageId]) {
+        if !self.backlog.is_empty() || !self.try_push(op, pages) {
+            self.backlog.push_back(op);
+        }
+    }
+
+    /// The operation that waits first.
+    pub(crate) fn waiting(&self) -> Option<DeviceOp> {
+        self.backlog.front().copied()
+    }
+
+    /// Tries the operation that waits first again.
+    pub(crate) fn retry(&mut self, pages: &[PageId]) -> bool {
+        let Some(op) = self.waiting() else { return false };
+        let pushed = self.try_push(op, pages);
+        if pushed {
+            self.backlog.pop_front();
+        }
+        pushed
+    }
+
+    fn try_push(&mut self, op: DeviceOp, pages: &[PageId]) -> bool {
+        let entry = self.ops.vacant_entry();
+        let io = Io { token: entry.key() as u64, kind: op.kind, offset: op.offset, pages };
+        let pushed = self.queue.push(io).is_ok();
+        if pushed {
+            entry.insert(op);
+        }
+        pushed
+    }
+
+    /// Asks for a flush that begins after this call.
+    pub(crate) fn want_flush(&mut self, host: usize, op: OpId) {
+        self.flush_wanted.push((host, op));
+    }
+
+    /// Pushes the flush that is wanted, if none is in flight.
+    pub(crate) fn start_flush(&mut self) {
+        if self.flushing || self.flush_wanted.is_empty() {
+            return;
+        }
+        assert!(self.flush_riders.is_empty(), "the riders of the last flush were told");
+        let io = Io { token: FLUSH_TOKEN, kind: IoKind::Flush, offset: 0, pages: &[] };
+        if self.queue.push(io).is_ok() {
+            std::mem::swap(&mut self.flush_wanted, &mut self.flush_riders);
+            self.flushing = true;
+        }
+    }
+
+    /// One operation that has ended. After a flush [`Self::next_flushed`] says whose.
+    pub(crate) fn reap(&mut self) -> Option<Done> {
+        let completion = self.queue.reap()?;
+        let ok = match completion.result {
+            Ok(()) => true,
+            Err(error) => {
+                log::warn!("cache device: {error}");
+                false
+            }
+        };
+        if completion.token == FLUSH_TOKEN {
+            self.flushing = false;
+            return Some(Done::Flush(ok));
+        }
+        Some(Done::Op(self.ops.remove(completion.token as usize), ok))
+    }
+
+    /// One of those who waited for the flush that ended.
+    pub(crate) fn next_flushed(&mut self) -> Option<(usize, OpId)> {
+        debug_assert!(!self.flushing);
+        self.flush_riders.pop()
+    }
+
+    /// Starts all that was pushed. False: the kernel wants to be asked again later.
+    pub(crate) fn submit(&mut self) -> bool {
+        match self.queue.submit() {
+            Ok(()) => true,
+            Err(error) => {
+                log::debug!("cache device: submission waits: {error}");
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use heeler_hw::Arena;
+    use heeler_hw::sim::disk::SimDisk;
+
+    const fn op(slot: u32) -> OpId {
+        OpId { slot, generation: 1 }
+    }
+
+    #[test]
+    fn a_flush_covers_those_who_asked_before_it_began() {
+        let disk = SimDisk::new(1 << 20, 1);
+        let mut device = Device::new(disk.queue(&Arena::new(1).unwrap(), 4));
+        device.want_flush(0, op(1));
+        device.want_flush(1, op(2));
+        device.start_flush();
+        device.want_flush(0, op(3));
+        device.start_flush();
+        assert!(device.submit());
+        assert_eq!((disk.pending(), disk.counts().flushes), (1, 0));
+        assert!(disk.step());
+        assert_eq!(device.reap(), Some(Done::Flush(true)));
+        let mut told: Vec<_> = std::iter::from_fn(|| device.next_flushed()).collect();
+        told.sort_by_key(|(_, op)| op.slot);
+        assert_eq!(told, [(0, op(1)), (1, op(2))]);
+        device.start_flush();
+        assert!(device.submit() && disk.step());
+        assert_eq!(device.reap(), Some(Done::Flush(true)));
+        assert_eq!(device.next_flushed(), Some((0, op(3))));
+        assert_eq!(disk.counts().flushes, 2);
+    }
+
+    #[test]
+    fn what_finds_the_queue_full_goes_later_in_order() {
+        let arena = Arena::new(3).unwrap();
+        let disk = SimDisk::new(1 << 20, 1);
+        let mut device = Device::new(disk.queue(&arena, 1));
+        let write = |n: u32| DeviceOp {
+            host: 0,
+            op: op(n),
+            kind: IoKind::Write,
+            offset: u64::from(n) << 12,
+        };
+        for n in 0..3 {
+            device.push(write(n), &[PageId(n)]);
+        }
+        for n in 0..3 {
+            assert_eq!(device.waiting().map(|op| op.op.slot), (n < 2).then_some(n + 1));
+            assert!(!device.retry(&[PageId(n)]));
+            assert!(device.submit() && disk.step());
+            assert_eq!(device.reap(), Some(Done::Op(write(n), true)));
+            assert_eq!(device.retry(&[PageId(n + 1)]), n < 2);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What crosses threads: between data cores, and between a data core and the control thread.
+//! Everything goes by the single-producer single-consumer mailboxes of the core.
+
+use std::sync::Arc;
+
+use heeler_core::event::{PushRun, Reply, Request, ToKeeper, ToShard};
+use heeler_core::ids::{BlockRef, CoreId, Epoch, OpId, ShardId, VolumeId};
+use heeler_core::limits::REQUEST_BLOCKS_MAX;
+use heeler_core::shard::{ShardCounters, ShardUsage};
+
+/// Up to one request's blocks, by value: pages cross cores by their numbers.
+#[derive(Clone, Debug)]
+pub struct Blocks {
+    len: u16,
+    refs: [BlockRef; REQUEST_BLOCKS_MAX],
+}
+
+impl Blocks {
+    /// Copies a list of at most [`REQUEST_BLOCKS_MAX`] blocks.
+    #[must_use]
+    pub fn new(blocks: &[BlockRef]) -> Self {
+        let mut refs = [BlockRef::ZEROES; REQUEST_BLOCKS_MAX];
+        refs[..blocks.len()].copy_from_slice(blocks);
+        Self { len: blocks.len() as u16, refs }
+    }
+
+    /// The blocks.
+    #[must_use]
+    pub fn as_slice(&self) -> &[BlockRef] {
+        &self.refs[..usize::from(self.len)]
+    }
+}
+
+/// From one data core to another.
+#[derive(Clone, Debug)]
+pub enum CoreMail {
+    /// A request for a shard of the receiving core.
+    Request {
+        /// Who asks, and so where the reply goes.
+        from: CoreId,
+        /// The shard.
+        shard: ShardId,
+        /// The request.
+        request: Request,
+        /// A write's pages, handed over.
+        blocks: Blocks,
+    },
+    /// The answer. A read's pages are lent until `Release`.
+    Reply {
+        /// The shard that answers.
+        shard: ShardId,
+        /// The answer.
+        reply: Reply,
+        /// Its blocks.
+        blocks: Blocks,
+    },
+    /// The pages lent by a reply are no longer used.
+    Release {
+        /// The shard that lent them.
+        shard: ShardId,
+        /// The lease.
+        lease: OpId,
+    },
+}
+
+/// One exported volume, as the sessions see it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ExportInfo {
+    /// Its name.
+    pub name: String,
+    /// Its number in this cache.
+    pub volume: VolumeId,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// log2 of its object size.
+    pub object_shift: u8,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+/// What a core reports.
+#[derive(Clone, Debug, Default)]
+pub struct CoreStatus {
+    /// Each shard of the core.
+    pub shards: Vec<ShardStatus>,
+    /// Open connections.
+    pub connections: u64,
+    /// Requests taken from clients.
+    pub requests: u64,
+    /// Messages sent to other cores.
+    pub mails: u64,
+}
+
+/// What a shard reports.
+#[derive(Clone, Debug)]
+pub struct ShardStatus {
+    /// The shard.
+    pub shard: ShardId,
+    /// How full it is.
+    pub usage: ShardUsage,
+    /// What happened since the start.
+    pub counters: ShardCounters,
+    /// Dirty blocks by volume.
+    pub dirty: Vec<(VolumeId, u64)>,
+}
+
+/// From a data core to the control thread.
+#[derive(Debug)]
+pub enum ToControl {
+    /// Mail for the keeper of the volume named in it.
+    Keeper {
+        /// From this shard.
+        shard: ShardId,
+        /// The mail.
+        mail: ToKeeper,
+    },
+    /// A shard's `Output::Fetch`.
+    Fetch {
+        /// The shard.
+        shard: ShardId,
+        /// Its operation.
+        op: OpId,
+        /// The volume.
+        volume: VolumeId,
+        /// The object.
+        object: u32,
+        /// First block.
+        first: u16,
+        /// Blocks.
+        count: u16,
+    },
+    /// A shard's `Output::Query`.
+    Query {
+        /// The shard.
+        shard: ShardId,
+        /// Its operation.
+        op: OpId,
+        /// The volume.
+        volume: VolumeId,
+        /// The object.
+        object: u32,
+        /// First block.
+        first: u16,
+        /// Blocks.
+        count: u16,
+    },
+    /// A shard's `Output::Batch`, copied out of the arena.
+    Batch {
+        /// The shard.
+        shard: ShardId,
+        /// The volume.
+        volume: VolumeId,
+        /// The closed epoch.
+        epoch: Epoch,
+        /// Its runs.
+        runs: Vec<PushRun>,
+        /// CRC32C of each data block.
+        crcs: Vec<u32>,
+        /// The data blocks, one after the other.
+        bytes: Vec<u8>,
+    },
+    /// The answer to [`FromControl::Report`].
+    Status {
+        /// The question's number.
+        ticket: u64,
+        /// The core.
+        core: CoreId,
+        /// Its state.
+        status: CoreStatus,
+    },
+    /// The core has finished draining: no connection is left and no request is under way.
+    Drained(CoreId),
+}
+
+/// A stretch of fetched blocks.
+#[derive(Clone, Debug)]
+pub struct FetchedPiece {
+    /// First block of the fetch (counted from the fetch's own first) that it holds.
+    pub at: u16,
+    /// Whole blocks, each verified against the map's checksum.
+    pub bytes: bytes::Bytes,
+}
+
+/// From the control thread to a data core.
+#[derive(Debug)]
+pub enum FromControl {
+    /// Mail for a shard.
+    Shard {
+        /// The shard.
+        shard: ShardId,
+        /// The mail.
+        mail: ToShard,
+    },
+    /// The answer to a fetch. Blocks in no piece are zeroes. `None`: the store could not give them.
+    Fetched {
+        /// The shard.
+        shard: ShardId,
+        /// Its operation.
+        op: OpId,
+        /// What came.
+        pieces: Option<Vec<FetchedPiece>>,
+    },
+    /// The answer to a query: for each block whether the store holds data. `None`: unknown.
+    Queried {
+        /// The shard.
+        shard: ShardId,
+        /// Its operation.
+        op: OpId,
+        /// One for each block.
+        data: Option<Vec<bool>>,
+    },
+    /// The volumes that sessions may open from now on. Connections to a volume that is no longer
+    /// listed are closed.
+    Exports(Arc<[ExportInfo]>),
+    /// Drop clean contents of every shard, or with `force` everything.
+    Purge {
+        /// Dirty blocks too.
+        force: bool,
+    },
+    /// Report the core's state.
+    Report {
+        /// Comes back in the answer.
+        ticket: u64,
+    },
+    /// Take no more requests, finish those under way, close all connections, then say `Drained`.
+    Drain,
+    /// Leave the loop.
+    Stop,
+}

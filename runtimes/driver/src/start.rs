@@ -1,0 +1,476 @@
+//! Starting: the cache device's own pages, the division of memory, and the recovery of a core's
+//! shards.
+
+use std::fmt;
+
+use heeler_core::config::ShardConfig;
+use heeler_core::ids::{CoreId, PageId, ShardId};
+use heeler_core::limits::{REQUEST_BLOCKS_MAX, SHARDS_MAX};
+use heeler_core::recovery::{Need, Recovered, Recovery, RegionLayout};
+use heeler_core::shard::{Shard, ShardStorage};
+use heeler_core::wire::superblock::{
+    REGIONS_PAGE, SUPERBLOCK_PAGES, Superblock, SuperblockError, TABLE_PAGES, VolumeTable,
+};
+use heeler_hw::{AlignedBuf, BlockFile, IoError, PAGE_BYTES, crc32c};
+
+use crate::core_loop::HostedShard;
+
+/// Why a cache device cannot be formatted, opened or written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CacheError {
+    /// The device failed; what was tried.
+    Io(&'static str, IoError),
+    /// It does not begin as a cache does.
+    NotACache,
+    /// It was formatted by another version of heeler, of this format version.
+    Version(u32),
+    /// Both copies of this part are damaged.
+    Damaged(&'static str),
+    /// Too small to be formatted.
+    TooSmall {
+        /// Bytes that it has.
+        bytes: u64,
+        /// Bytes that are needed.
+        needed: u64,
+    },
+    /// It has become smaller since it was formatted.
+    Truncated {
+        /// Bytes that it has.
+        bytes: u64,
+        /// Bytes that it was formatted for.
+        needed: u64,
+    },
+    /// More shards than a cache can have, or none.
+    Shards(u16),
+}
+
+impl fmt::Display for CacheError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(what, error) => write!(f, "could not {what}: {error}"),
+            Self::NotACache => f.write_str(
+                "not a heeler cache; nothing was touched (to use this device, clear its first 64 \
+                 KiB, or name another one)",
+            ),
+            Self::Version(version) => write!(
+                f,
+                "format version {version} is not known to this program: use the version of heeler \
+                 that wrote it, push its volumes, then format again"
+            ),
+            Self::Damaged(part) => write!(f, "both copies of the {part} are damaged"),
+            Self::TooSmall { bytes, needed } => {
+                write!(f, "{bytes} bytes are too few: a cache needs at least {needed}")
+            }
+            Self::Truncated { bytes, needed } => write!(
+                f,
+                "it has {bytes} bytes but was formatted for {needed}: it was cut or is another \
+                 device"
+            ),
+            Self::Shards(shards) => write!(f, "{shards} shards: 1 to {SHARDS_MAX} are possible"),
+        }
+    }
+}
+
+impl std::error::Error for CacheError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io(_, error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// A formatted cache device: its geometry and its volume table, each kept in two copies.
+#[derive(Debug)]
+pub struct CacheDevice<F> {
+    file: F,
+    superblock: Superblock,
+    table: VolumeTable,
+    /// The copy (0 or 1) that `table` was read from or written to.
+    copy: usize,
+}
+
+impl<F: BlockFile> CacheDevice<F> {
+    /// Makes the device an empty cache. What it held before is lost. `cache` is a random identity.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`].
+    pub fn format(file: F, cache: [u8; 16], shards: u16) -> Result<Self, CacheError> {
+        if !(1..=SHARDS_MAX).contains(&usize::from(shards)) {
+            return Err(CacheError::Shards(shards));
+        }
+        let bytes = file.size_bytes();
+        let needed = Superblock::bytes_min(shards);
+        let superblock = Superblock::layout(cache, shards, bytes)
+            .ok_or(CacheError::TooSmall { bytes, needed })?;
+        let table = VolumeTable { generation: 1, next_number: 1, rows: Vec::new() };
+        // First without a superblock: a format that is cut short leaves no cache.
+        let all = AlignedBuf::zeroed(REGIONS_PAGE as usize);
+        write(&file, "clear the first pages", 0, &all)?;
+        sync(&file)?;
+        let mut page = AlignedBuf::zeroed(1);
+        table.encode(&mut page, crc32c);
+        write(&file, "write the volume table", TABLE_PAGES[0], &page)?;
+        sync(&file)?;
+        superblock.encode(&mut page, crc32c);
+        for copy in SUPERBLOCK_PAGES {
+            write(&file, "write the superblock", copy, &page)?;
+        }
+        sync(&file)?;
+        Ok(Self { file, superblock, table, copy: 0 })
+    }
+
+    /// Opens a formatted device.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`].
+    pub fn open(file: F) -> Result<Self, CacheError> {
+        let superblock = read_superblock(&file)?;
+        let (bytes, needed) = (file.size_bytes(), superblock.device_bytes());
+        if bytes < needed {
+            return Err(CacheError::Truncated { bytes, needed });
+        }
+        let copies = TABLE_PAGES.map(|page| read_copy(&file, page, VolumeTable::decode));
+        let newest = copies.into_iter().enumerate().filter_map(|(copy, table)| {
+            // A copy that was never written, or was torn by a power cut, does not count.
+            table.ok().map(|table| (table, copy))
+        });
+        let (table, copy) = newest
+            .max_by_key(|(table, _)| table.generation)
+            .ok_or(CacheError::Damaged("volume table"))?;
+        Ok(Self { file, superblock, table, copy })
+    }
+
+    /// The device.
+    pub fn file(&self) -> &F {
+        &self.file
+    }
+
+    /// How it is laid out.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// The volumes that it knows.
+    pub fn table(&self) -> &VolumeTable {
+        &self.table
+    }
+
+    /// Replaces the volume table, durably. The generation is the device's own matter. After an
+    /// error the old table counts, or the new one.
+    ///
+    /// # Errors
+    ///
+    /// The device's.
+    pub fn save_table(&mut self, table: &VolumeTable) -> Result<(), CacheError> {
+        let table = VolumeTable { generation: self.table.generation + 1, ..table.clone() };
+        let copy = 1 - self.copy;
+        let mut page = AlignedBuf::zeroed(1);
+        table.encode(&mut page, crc32c);
+        write(&self.file, "write the volume table", TABLE_PAGES[copy], &page)?;
+        sync(&self.file)?;
+        self.table = table;
+        self.copy = copy;
+        Ok(())
+    }
+}
+
+fn read_superblock<F: BlockFile>(file: &F) -> Result<Superblock, CacheError> {
+    if file.size_bytes() < u64::from(REGIONS_PAGE) * PAGE_BYTES as u64 {
+        return Err(CacheError::NotACache);
+    }
+    let mut worst = CacheError::NotACache;
+    for copy in SUPERBLOCK_PAGES {
+        match read_copy(file, copy, Superblock::decode) {
+            Ok(superblock) => return Ok(superblock),
+            Err(CacheError::NotACache) => {}
+            Err(error) => worst = error,
+        }
+    }
+    Err(worst)
+}
+
+fn read_copy<F: BlockFile, T>(
+    file: &F,
+    page: u32,
+    decode: fn(&[u8], heeler_core::ids::Crc32c) -> Result<T, SuperblockError>,
+) -> Result<T, CacheError> {
+    let mut bytes = AlignedBuf::zeroed(1);
+    let offset = u64::from(page) * PAGE_BYTES as u64;
+    file.read_at(offset, &mut bytes)
+        .map_err(|error| CacheError::Io("read the superblock or volume table", error))?;
+    decode(&bytes, crc32c).map_err(|error| match error {
+        SuperblockError::Magic => CacheError::NotACache,
+        SuperblockError::Version(version) => CacheError::Version(version),
+        SuperblockError::Checksum | SuperblockError::Geometry => CacheError::Damaged("superblock"),
+    })
+}
+
+fn write<F: BlockFile>(
+    file: &F,
+    what: &'static str,
+    page: u32,
+    bytes: &AlignedBuf,
+) -> Result<(), CacheError> {
+    let offset = u64::from(page) * PAGE_BYTES as u64;
+    file.write_at(offset, bytes).map_err(|error| CacheError::Io(what, error))
+}
+
+fn sync<F: BlockFile>(file: &F) -> Result<(), CacheError> {
+    file.sync().map_err(|error| CacheError::Io("flush the device", error))
+}
+
+/// Pages for what clients write, for each core, at least: some requests of the longest kind.
+const TRANSIT_MIN: u32 = 8 * REQUEST_BLOCKS_MAX as u32;
+/// Pages for what clients write, for all cores, beyond which more would help nobody (64 MiB).
+const TRANSIT_ENOUGH: u32 = 16384;
+
+/// How the arena is divided among cores and shards.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How shards are built; the region's identity is set for each. The layout and `adopted_max`
+    /// are not to be changed.
+    pub config: ShardConfig,
+    superblock: Superblock,
+    cores: u16,
+    /// Pages of each core for what its clients write.
+    transit: u32,
+    /// Pages of each shard.
+    per_shard: u32,
+}
+
+impl Plan {
+    /// Divides an arena of `pages` pages.
+    ///
+    /// # Errors
+    ///
+    /// The number of pages that is needed at least.
+    pub fn new(superblock: &Superblock, cores: u16, pages: u32) -> Result<Self, u32> {
+        let mut config = ShardConfig::for_region(layout_of(superblock, 0), crc32c);
+        let (cores_u32, shards) = (u32::from(cores), u32::from(superblock.shards));
+        let shard_min = Shard::pages_min(&config) as u32;
+        let needed = cores_u32 * TRANSIT_MIN + shards * shard_min;
+        if pages < needed {
+            return Err(needed);
+        }
+        let spare = (pages - needed) / 16;
+        let transit = TRANSIT_MIN + spare.min(TRANSIT_ENOUGH) / cores_u32;
+        let per_shard = (pages - cores_u32 * transit) / shards;
+        config.adopted_max = (cores_u32 * transit) as usize;
+        Ok(Self { config, superblock: *superblock, cores, transit, per_shard })
+    }
+
+    /// Shards of the whole cache.
+    #[must_use]
+    pub fn shards(&self) -> u16 {
+        self.superblock.shards
+    }
+
+    /// The shards of a core.
+    pub fn shards_of(&self, core: CoreId) -> impl Iterator<Item = ShardId> + use<> {
+        (core.0..self.superblock.shards).step_by(usize::from(self.cores)).map(ShardId)
+    }
+
+    /// A core's pages for what its clients write.
+    #[must_use]
+    pub fn transit_of(&self, core: CoreId) -> Vec<PageId> {
+        let first = u32::from(core.0) * self.transit;
+        (first..first + self.transit).map(PageId).collect()
+    }
+
+    fn pages_of(&self, shard: ShardId) -> Vec<PageId> {
+        let first = u32::from(self.cores) * self.transit + u32::from(shard.0) * self.per_shard;
+        (first..first + self.per_shard).map(PageId).collect()
+    }
+
+    /// Memory for the lists of a core's shards.
+    #[must_use]
+    pub fn storage_of(&self, core: CoreId) -> Vec<ShardStorage> {
+        let storage = |_| ShardStorage::new(&self.config, self.per_shard as usize);
+        self.shards_of(core).map(storage).collect()
+    }
+
+    /// Recovers and builds a core's shards. Blocks: nothing is served yet. `storage` is what
+    /// [`storage_of`](Self::storage_of) gave for the core.
+    ///
+    /// # Errors
+    ///
+    /// The device could not make durable what recovery wrote.
+    pub fn start_shards<'a, F: BlockFile>(
+        &self,
+        core: CoreId,
+        file: &F,
+        storage: &'a mut [ShardStorage],
+    ) -> Result<Vec<HostedShard<'a>>, CacheError> {
+        let mut hosted = Vec::with_capacity(storage.len());
+        for (id, storage) in self.shards_of(core).zip(storage) {
+            let layout = layout_of(&self.superblock, id.0);
+            let first_page = self.superblock.region_page(id.0);
+            let recovered = recover(file, layout, first_page)?;
+            if recovered.torn > 0 || recovered.unreadable > 0 {
+                log::warn!(
+                    "shard {}: {} records were torn and are dropped, {} segments are unreadable",
+                    id.0,
+                    recovered.torn,
+                    recovered.unreadable
+                );
+            }
+            log::debug!("shard {}: {} entries recovered", id.0, recovered.entries.len());
+            let config = ShardConfig { layout, ..self.config };
+            let shard = Shard::new(config, storage, &self.pages_of(id), recovered);
+            hosted.push(HostedShard { id, first_page, shard });
+        }
+        Ok(hosted)
+    }
+}
+
+fn layout_of(superblock: &Superblock, shard: u16) -> RegionLayout {
+    RegionLayout {
+        region: superblock.region_id(shard),
+        segment_pages: superblock.segment_pages,
+        segments: superblock.segments,
+    }
+}
+
+/// Runs recovery of one region that begins at page `first_page` of the device.
+fn recover<F: BlockFile>(
+    file: &F,
+    layout: RegionLayout,
+    first_page: u64,
+) -> Result<Recovered, CacheError> {
+    let mut recovery = Recovery::new(layout, crc32c);
+    let offset = |at: u32| (first_page + u64::from(at)) * PAGE_BYTES as u64;
+    loop {
+        match recovery.need() {
+            Need::Read { at, count } => {
+                let mut bytes = AlignedBuf::zeroed(count as usize);
+                match file.read_at(offset(at), &mut bytes) {
+                    Ok(()) => recovery.handle_read(Some(&bytes)),
+                    Err(error) => {
+                        log::warn!("cache device: page {at} of a region: {error}");
+                        recovery.handle_read(None);
+                    }
+                }
+            }
+            Need::Write { at } => {
+                let mut bytes = AlignedBuf::zeroed(recovery.bytes().len() / PAGE_BYTES);
+                bytes.copy_from_slice(recovery.bytes());
+                if let Err(error) = file.write_at(offset(at), &bytes) {
+                    log::warn!("cache device: a footer was not written: {error}");
+                }
+                recovery.handle_written();
+            }
+            Need::Done => {
+                sync(file)?;
+                return Ok(recovery.finish());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use heeler_core::ids::VolumeId;
+    use heeler_core::wire::superblock::VolumeRow;
+    use heeler_hw::sim::disk::{CrashKind, SimDisk};
+
+    const CACHE: [u8; 16] = *b"cache identity 1";
+
+    fn disk(seed: u64) -> SimDisk {
+        SimDisk::new(Superblock::bytes_min(4) + (1 << 20), seed)
+    }
+
+    fn row(number: u32) -> VolumeRow {
+        let bytes = [number as u8; 16];
+        let number = VolumeId(number);
+        VolumeRow { number, released: false, uuid: bytes, nonce: bytes, pending: [0; 16] }
+    }
+
+    #[test]
+    fn what_was_formatted_opens_and_keeps_its_table() {
+        let disk = disk(1);
+        let formatted = CacheDevice::format(disk.clone(), CACHE, 4).unwrap();
+        let mut table = formatted.table().clone();
+        let mut device = CacheDevice::open(disk.clone()).unwrap();
+        assert_eq!(device.superblock(), formatted.superblock());
+        for number in 1..6 {
+            table.next_number = number + 1;
+            table.rows.push(row(number));
+            device.save_table(&table).unwrap();
+            let again = CacheDevice::open(disk.clone()).unwrap();
+            assert_eq!((again.table().next_number, &again.table().rows), (number + 1, &table.rows));
+        }
+    }
+
+    #[test]
+    fn a_table_survives_a_power_cut_during_the_next_ones_write() {
+        for seed in 0..50 {
+            let disk = disk(seed);
+            let mut device = CacheDevice::format(disk.clone(), CACHE, 4).unwrap();
+            let old = VolumeTable { next_number: 2, rows: vec![row(1)], ..device.table().clone() };
+            device.save_table(&old).unwrap();
+            disk.fail_after(heeler_hw::IoKind::Flush, 0);
+            let new = VolumeTable { next_number: 3, rows: vec![row(1), row(2)], ..old };
+            assert!(matches!(device.save_table(&new), Err(CacheError::Io(..))));
+            disk.crash(CrashKind::Power);
+            let rows = CacheDevice::open(disk).unwrap().table().rows.len();
+            assert!(rows == 1 || rows == 2, "{rows} rows");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_whole_cache_is_refused_with_the_reason() {
+        let disk = disk(3);
+        assert_eq!(CacheDevice::open(disk.clone()).unwrap_err(), CacheError::NotACache);
+        CacheDevice::format(disk.clone(), CACHE, 4).unwrap();
+        disk.flip_bit(0, 300);
+        CacheDevice::open(disk.clone()).expect("the second copy counts");
+        disk.flip_bit(1, 300);
+        assert_eq!(CacheDevice::open(disk.clone()).unwrap_err(), CacheError::Damaged("superblock"));
+        disk.flip_bit(1, 300);
+        disk.flip_bit(2, 5000);
+        assert_eq!(
+            CacheDevice::open(disk.clone()).unwrap_err(),
+            CacheError::Damaged("volume table")
+        );
+        disk.flip_bit(1, 8 * 8);
+        assert_eq!(CacheDevice::open(disk).unwrap_err(), CacheError::Version(0));
+
+        let small = SimDisk::new(1 << 20, 1);
+        let error = CacheDevice::format(small, CACHE, 4).unwrap_err();
+        assert!(matches!(error, CacheError::TooSmall { bytes: 0x10_0000, .. }));
+        let error = CacheDevice::format(SimDisk::new(1 << 20, 1), CACHE, 0).unwrap_err();
+        assert_eq!(error, CacheError::Shards(0));
+    }
+
+    #[test]
+    fn a_cut_device_is_refused() {
+        let whole = disk(4);
+        CacheDevice::format(whole.clone(), CACHE, 4).unwrap();
+        let cut = SimDisk::new(whole.size_bytes() / 2, 1);
+        let mut page = AlignedBuf::zeroed(1);
+        whole.read_at(0, &mut page).unwrap();
+        cut.write_at(0, &page).unwrap();
+        assert!(matches!(CacheDevice::open(cut), Err(CacheError::Truncated { .. })));
+    }
+
+    #[test]
+    fn every_page_has_one_owner() {
+        let superblock = Superblock::layout(CACHE, 5, 1 << 30).unwrap();
+        let needed = Plan::new(&superblock, 2, 0).unwrap_err();
+        assert_eq!(Plan::new(&superblock, 2, needed - 1).unwrap_err(), needed);
+        for pages in [needed, needed + 100_000] {
+            let plan = Plan::new(&superblock, 2, pages).unwrap();
+            let mut all: Vec<PageId> =
+                (0..2).flat_map(|core| plan.transit_of(CoreId(core))).collect();
+            assert_eq!(all.len(), plan.config.adopted_max);
+            all.extend((0..5).flat_map(|shard| plan.pages_of(ShardId(shard))));
+            assert!(all.windows(2).all(|pair| pair[0] < pair[1]), "no page twice");
+            assert!(all.len() <= pages as usize && all.len() + 8 > pages as usize);
+            assert!(all.iter().all(|page| page.0 < pages));
+        }
+    }
+}

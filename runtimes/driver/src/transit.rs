@@ -1,0 +1,114 @@
+//! The pages that carry what clients write from a core's connections to the shards. A write hands
+//! its pages over and gets as many back with its reply, so the pool never changes its size.
+
+use heeler_core::event::Request;
+use heeler_core::ids::{BLOCK_BYTES, BlockRef, PageId};
+use heeler_hw::{Arena, crc32c};
+
+#[derive(Debug)]
+pub(crate) struct Transit {
+    free: Vec<PageId>,
+    total: usize,
+}
+
+/// Pages that a write covers.
+pub(crate) fn pages_of(request: &Request) -> usize {
+    (request.offset as usize % BLOCK_BYTES + request.len as usize).div_ceil(BLOCK_BYTES)
+}
+
+impl Transit {
+    pub(crate) fn new(pages: Vec<PageId>) -> Self {
+        Self { total: pages.len(), free: pages }
+    }
+
+    pub(crate) fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Takes back a page.
+    pub(crate) fn give(&mut self, page: PageId) {
+        assert!(page.is_some() && self.free.len() < self.total, "as many come back as went");
+        self.free.push(page);
+    }
+
+    /// Puts the bytes of a write (zeroes for `None`) into pages, at their places in the blocks, and
+    /// lists these in `blocks`. The checksum of a block that is not wholly covered means nothing,
+    /// and neither do the other bytes of its page: the shard merges them. There are pages enough.
+    pub(crate) fn load(
+        &mut self,
+        arena: &Arena,
+        request: &Request,
+        bytes: Option<&[u8]>,
+        blocks: &mut Vec<BlockRef>,
+    ) {
+        blocks.clear();
+        let len = request.len as usize;
+        let mut done = 0;
+        let mut at = request.offset as usize % BLOCK_BYTES;
+        while done < len {
+            let part = (BLOCK_BYTES - at).min(len - done);
+            let page = self.free.pop().expect("the caller has seen that there are enough");
+            let crc = match bytes {
+                Some(bytes) => {
+                    let bytes = &bytes[done..done + part];
+                    arena.write(page, at, bytes);
+                    if part == BLOCK_BYTES { crc32c(0, bytes) } else { 0 }
+                }
+                None => {
+                    arena.fill_zero(page, at..at + part);
+                    if part == BLOCK_BYTES { arena.crc(page) } else { 0 }
+                }
+            };
+            blocks.push(BlockRef { page, crc });
+            done += part;
+            at = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use heeler_core::event::RequestKind;
+    use heeler_core::ids::VolumeId;
+
+    fn write(offset: u32, len: u32) -> Request {
+        let (kind, volume) = (RequestKind::Write, VolumeId(1));
+        Request { id: 0, kind, fua: false, volume, object: 0, offset, len }
+    }
+
+    #[test]
+    fn bytes_lie_where_they_lie_in_their_blocks() {
+        let arena = Arena::new(4).unwrap();
+        let mut transit = Transit::new((0..4).map(PageId).collect());
+        let bytes: Vec<u8> = (0..9000u32).map(|n| n as u8 | 1).collect();
+        let request = write(8192 + 4000, 9000);
+        assert_eq!(pages_of(&request), 4);
+        let mut blocks = Vec::new();
+        transit.load(&arena, &request, Some(&bytes), &mut blocks);
+        assert_eq!((blocks.len(), transit.free()), (4, 0));
+        let mut together = Vec::new();
+        for block in &blocks {
+            arena.with(block.page, |page| together.extend_from_slice(page));
+        }
+        assert_eq!(together[4000..13000], bytes[..]);
+        for whole in [1, 2] {
+            assert_eq!(blocks[whole].crc, arena.crc(blocks[whole].page));
+        }
+        blocks.iter().for_each(|block| transit.give(block.page));
+        assert_eq!(transit.free(), 4);
+    }
+
+    #[test]
+    fn zeroes_cover_what_a_page_held() {
+        let arena = Arena::new(1).unwrap();
+        arena.with_mut(PageId(0), |page| page.fill(9));
+        let mut transit = Transit::new(vec![PageId(0)]);
+        let mut blocks = Vec::new();
+        transit.load(&arena, &write(4096 + 10, 20), None, &mut blocks);
+        arena.with(PageId(0), |page| {
+            assert!(page[10..30].iter().all(|byte| *byte == 0));
+            assert_eq!((page[9], page[30]), (9, 9));
+        });
+    }
+}

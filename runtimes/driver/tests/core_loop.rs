@@ -1,0 +1,329 @@
+//! Whole cores, from the bytes of a client to the simulated disk and back.
+
+mod rig;
+
+use std::collections::BTreeMap;
+
+use heeler_core::event::ToKeeper;
+use heeler_core::ids::shard_of;
+use heeler_driver::OpenError;
+use heeler_driver::mail::FromControl;
+use heeler_hw::IoKind;
+use heeler_hw::sim::disk::CrashKind;
+use rig::{OBJECT_SHIFT, OPEN, Rig, SHARDS, VOLUME, VOLUME_BYTES, new_disk};
+
+/// Transit pages of a core in the smallest arena.
+const TRANSIT: usize = 256;
+
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    heeler_hw::sim::rng::Rng::new(seed).fill(&mut bytes);
+    bytes
+}
+
+fn ok(rig: &mut Rig, client: usize) {
+    for done in rig.finish(client) {
+        assert_eq!(done.error, 0, "request {}", done.cookie);
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    for (cores, structured) in [(1, false), (1, true), (2, false), (2, true)] {
+        let mut rig = Rig::new(new_disk(1), cores, 1);
+        let client = rig.connect(0, structured);
+        let bytes = pattern(9, 300_000);
+        rig.clients[client].write(70_001, &bytes);
+        ok(&mut rig, client);
+        rig.clients[client].flush();
+        rig.clients[client].read(70_001, 300_000);
+        let done = rig.finish(client);
+        assert!(done.iter().all(|done| done.error == 0));
+        assert!(done.iter().find(|done| done.cookie == 3).unwrap().bytes == bytes);
+        rig.clients[client].read(0, 70_001);
+        assert!(rig.finish(client)[0].bytes.iter().all(|byte| *byte == 0));
+        rig.check(TRANSIT);
+        let mails: u64 = rig.cores.iter().map(|core| core.status().mails).sum();
+        assert_eq!(mails > 0, cores > 1, "the other core's shards were asked by mail");
+    }
+}
+
+#[test]
+fn flushed_writes_survive_a_power_cut() {
+    for seed in 0..8 {
+        let disk = new_disk(seed);
+        let mut rig = Rig::new(disk.clone(), 2, seed);
+        let client = rig.connect(0, true);
+        let bytes = pattern(seed, 1 << 20);
+        rig.clients[client].write(1000, &bytes);
+        ok(&mut rig, client);
+        rig.clients[client].flush();
+        ok(&mut rig, client);
+        // What is under way when the power goes changes nothing of that.
+        rig.clients[client].write(4 << 20, &bytes);
+        for _ in 0..20 {
+            rig.step();
+        }
+        disk.crash(CrashKind::Power);
+        drop(rig);
+        // Another number of cores finds the same shards.
+        let mut rig = Rig::new(disk, 1, seed);
+        let client = rig.connect(0, true);
+        rig.clients[client].read(1000, bytes.len());
+        let done = rig.finish(client);
+        assert!(done[0].error == 0 && done[0].bytes == bytes, "seed {seed}");
+        rig.check(TRANSIT);
+    }
+}
+
+/// Requests of several clients that do not overlap while they are under way, against a model.
+#[test]
+fn random_requests_agree_with_a_model() {
+    for seed in 0..6 {
+        let cores = 1 + (seed % 3) as u16;
+        let mut rig = Rig::new(new_disk(seed), cores, seed);
+        for client in 0..3 {
+            rig.connect(client % usize::from(cores), client % 2 == 0);
+        }
+        let mut model = pattern(seed, VOLUME_BYTES as usize);
+        model[VOLUME_BYTES as usize / 2..].fill(0);
+        for block in 0..VOLUME_BYTES / 2 / 4096 {
+            let at = block as usize * 4096;
+            let bytes = bytes::Bytes::copy_from_slice(&model[at..at + 4096]);
+            let blocks_of_object = 1 << (OBJECT_SHIFT - 12);
+            let place = ((block / blocks_of_object) as u32, (block % blocks_of_object) as u16);
+            rig.store.insert(place, bytes);
+        }
+        let mut busy: BTreeMap<(usize, u64), (usize, usize)> = BTreeMap::new();
+        for _ in 0..600 {
+            let client = rig.rng.index(3);
+            let most = if rig.rng.chance(1, 8) { 400_000 } else { 20_000 };
+            let len = 1 + rig.rng.index(most);
+            let at = rig.rng.index(VOLUME_BYTES as usize - len);
+            let free = busy.values().all(|(from, to)| at + len <= *from || at >= *to);
+            if free {
+                let cookie = start(&mut rig, &mut model, client, at, len);
+                busy.insert((client, cookie), (at, at + len));
+            }
+            for _ in 0..rig.rng.index(8) {
+                rig.step();
+            }
+            take_done(&mut rig, &model, &mut busy);
+        }
+        rig.settle();
+        take_done(&mut rig, &model, &mut busy);
+        assert!(busy.is_empty(), "seed {seed}: answers are missing: {busy:?}");
+        assert!(rig.heard.fetches > 0);
+        rig.check(TRANSIT);
+    }
+}
+
+fn start(rig: &mut Rig, model: &mut [u8], client: usize, at: usize, len: usize) -> u64 {
+    let choice = rig.rng.below(8);
+    let seed = rig.rng.next_u64();
+    let client = &mut rig.clients[client];
+    let (first, last) = (at.next_multiple_of(4096), (at + len) / 4096 * 4096);
+    match choice {
+        0..3 => {
+            let bytes = pattern(seed, len);
+            model[at..at + len].copy_from_slice(&bytes);
+            client.write(at as u64, &bytes)
+        }
+        3 => {
+            model[at..at + len].fill(0);
+            client.write_zeroes(at as u64, len as u32)
+        }
+        4 => {
+            if first < last {
+                model[first..last].fill(0);
+            }
+            client.trim(at as u64, len as u32)
+        }
+        _ => client.read(at as u64, len),
+    }
+}
+
+fn take_done(rig: &mut Rig, model: &[u8], busy: &mut BTreeMap<(usize, u64), (usize, usize)>) {
+    for client in 0..rig.clients.len() {
+        for done in std::mem::take(&mut rig.clients[client].done) {
+            let (from, to) = busy.remove(&(client, done.cookie)).unwrap();
+            assert_eq!(done.error, 0);
+            assert!(done.bytes.is_empty() || done.bytes == model[from..to], "{from}..{to}");
+        }
+    }
+}
+
+#[test]
+fn more_writes_than_there_are_pages_get_them_in_turn() {
+    let mut rig = Rig::new(new_disk(5), 1, 5);
+    let bytes = pattern(5, 1 << 20);
+    for client in 0..4 {
+        rig.connect(0, true);
+        for part in 0..2u64 {
+            rig.clients[client].write((client as u64 * 2 + part) << 20, &bytes);
+        }
+    }
+    let mut short = false;
+    for _ in 0..400 {
+        rig.step();
+        short |= rig.cores[0].free_transit_pages() < 32;
+    }
+    assert!(short, "the pages were short");
+    (0..4).for_each(|client| ok(&mut rig, client));
+    rig.clients[0].read(7 << 20, 1 << 20);
+    assert!(rig.finish(0)[0].bytes == bytes);
+    rig.check(TRANSIT);
+}
+
+#[test]
+fn a_connection_that_breaks_takes_nothing_with_it() {
+    for seed in 0..20 {
+        let mut rig = Rig::new(new_disk(seed), 2, seed);
+        let (broken, other) = (rig.connect(0, true), rig.connect(0, true));
+        let bytes = pattern(seed, 200_000);
+        for at in 0..4u64 {
+            rig.clients[broken].write(at << 20, &bytes);
+            rig.clients[broken].read((at << 20) + 500_000, 300_000);
+        }
+        for _ in 0..rig.rng.index(60) {
+            rig.step();
+        }
+        let id = rig.clients[broken].id;
+        rig.cores[0].close(id);
+        rig.clients[broken].closed = true;
+        rig.cores[0].close(id);
+        rig.clients[other].write(6 << 20, &bytes);
+        ok(&mut rig, other);
+        rig.check(TRANSIT);
+        assert_eq!(rig.cores[0].status().connections, 1, "the slot is free again");
+    }
+}
+
+#[test]
+fn a_client_that_says_goodbye_is_closed_after_its_answers() {
+    let mut rig = Rig::new(new_disk(2), 2, 2);
+    let client = rig.connect(1, false);
+    rig.clients[client].write(5, &pattern(1, 500_000));
+    rig.clients[client].disconnect();
+    ok(&mut rig, client);
+    rig.check(TRANSIT);
+    assert!(rig.clients[client].closed);
+    assert_eq!(rig.cores[1].status().connections, 0);
+}
+
+#[test]
+fn draining_finishes_what_is_under_way_and_takes_no_more() {
+    let mut rig = Rig::new(new_disk(3), 2, 3);
+    let client = rig.connect(0, true);
+    rig.clients[client].write(0, &pattern(1, 4096));
+    ok(&mut rig, client);
+    rig.clients[client].flush();
+    rig.step();
+    for core in 0..2 {
+        rig.tell(core, FromControl::Drain);
+    }
+    rig.settle();
+    assert!(rig.clients[client].closed);
+    assert_eq!(rig.cores[0].open(), Err(OpenError::Draining));
+    assert_eq!(rig.heard.drained.len(), 2);
+    rig.check(TRANSIT);
+    rig.tell(0, FromControl::Stop);
+    rig.settle();
+    assert!(rig.cores[0].is_stopped() && !rig.cores[1].is_stopped());
+}
+
+#[test]
+fn a_volume_that_is_no_longer_exported_loses_its_clients() {
+    let mut rig = Rig::new(new_disk(4), 1, 4);
+    let client = rig.connect(0, true);
+    rig.export(false);
+    rig.settle();
+    assert!(rig.clients[client].closed);
+    rig.check(TRANSIT);
+}
+
+#[test]
+fn a_push_carries_the_blocks_that_were_written() {
+    let mut rig = Rig::new(new_disk(6), 2, 6);
+    let client = rig.connect(0, true);
+    let bytes = pattern(6, 40 * 4096);
+    rig.clients[client].write(3 << OBJECT_SHIFT, &bytes);
+    ok(&mut rig, client);
+    assert!(rig.heard.keeper.iter().any(|(_, mail)| matches!(mail, ToKeeper::Dirtied { .. })));
+    rig.push();
+    rig.settle();
+    let told = |wanted: fn(&ToKeeper) -> u64| -> u64 {
+        rig.heard.keeper.iter().map(|(_, mail)| wanted(mail)).sum()
+    };
+    let frozen = told(|mail| match mail {
+        ToKeeper::Frozen { epoch: OPEN, blocks, .. } => *blocks,
+        _ => 0,
+    });
+    assert_eq!(frozen, 40);
+    let pushed = told(|mail| u64::from(matches!(mail, ToKeeper::Pushed { epoch: OPEN, .. })));
+    assert_eq!(pushed, u64::from(SHARDS));
+    let owner = shard_of(VOLUME, 3, SHARDS);
+    assert!(rig.heard.batches.iter().all(|batch| batch.shard == owner));
+    let stored: Vec<u8> = (0..40).flat_map(|block| rig.store[&(3, block)].to_vec()).collect();
+    assert!(stored == bytes && rig.store.len() == 40);
+    rig.check(TRANSIT);
+    rig.tell(0, FromControl::Report { ticket: 1 });
+    rig.tell(1, FromControl::Report { ticket: 1 });
+    rig.settle();
+    let dirty = rig.heard.statuses.iter().flat_map(|status| &status.shards);
+    let dirty: Vec<_> = dirty.flat_map(|shard| &shard.dirty).collect();
+    assert_eq!(dirty.len(), usize::from(SHARDS));
+    assert!(dirty.iter().all(|(volume, blocks)| (*volume, *blocks) == (VOLUME, 0)));
+}
+
+#[test]
+fn what_the_store_cannot_give_is_an_error_of_that_read_only() {
+    let mut rig = Rig::new(new_disk(7), 2, 7);
+    let client = rig.connect(0, true);
+    rig.store_fails = true;
+    rig.clients[client].read(12_345, 50_000);
+    assert_eq!(rig.finish(client)[0].error, 5);
+    rig.store_fails = false;
+    rig.clients[client].read(12_345, 50_000);
+    assert_eq!(rig.finish(client)[0].error, 0);
+    rig.check(TRANSIT);
+}
+
+#[test]
+fn a_failed_device_read_is_an_error_of_that_read_only() {
+    let disk = new_disk(8);
+    let mut rig = Rig::new(disk.clone(), 2, 8);
+    let client = rig.connect(0, true);
+    rig.clients[client].write(0, &pattern(3, 12_288));
+    ok(&mut rig, client);
+    drop(rig);
+    // Nothing is in RAM any more.
+    let mut rig = Rig::new(disk, 2, 8);
+    let client = rig.connect(0, true);
+    rig.disk.fail_after(IoKind::Read, 0);
+    rig.clients[client].read(0, 8192);
+    assert_eq!(rig.finish(client)[0].error, 5);
+    rig.clients[client].read(8192, 4096);
+    assert!(rig.finish(client)[0].bytes == pattern(3, 12_288)[8192..]);
+    // What was lost can be written again.
+    rig.clients[client].write(0, &pattern(4, 8192));
+    ok(&mut rig, client);
+    rig.clients[client].read(0, 8192);
+    assert!(rig.finish(client)[0].bytes == pattern(4, 8192));
+    rig.check(TRANSIT);
+}
+
+#[test]
+fn a_core_with_mail_does_not_sleep() {
+    let mut rig = Rig::new(new_disk(9), 1, 9);
+    assert!(rig.cores[0].prepare_park());
+    rig.cores[0].awake();
+    rig.tell(0, FromControl::Report { ticket: 1 });
+    assert!(!rig.cores[0].prepare_park());
+    rig.settle();
+    let id = rig.cores[0].open().unwrap();
+    let mut rx = rig.cores[0].take_rx(id).unwrap();
+    rx.extend([0, 0, 0, 3]);
+    rig.cores[0].give_rx(id, rx);
+    assert!(!rig.cores[0].prepare_park(), "bytes have come");
+}
