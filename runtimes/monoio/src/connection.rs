@@ -1,0 +1,107 @@
+//! One client's socket: a task that receives and a task that sends. All they know is buffers.
+
+use std::cell::Cell;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+
+use heeler_driver::ConnId;
+use heeler_hw::BlockQueue;
+use monoio::buf::IoBufMut;
+use monoio::io::{
+    AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Split,
+    Splitable,
+};
+use rustix::net::Shutdown;
+
+use crate::core::{Core, duplicate};
+use crate::notify::Notify;
+
+/// What the tasks of one connection share.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) id: ConnId,
+    pub(crate) reader: Notify,
+    pub(crate) writer: Notify,
+    closed: Cell<bool>,
+    /// The socket once more, to shut it down while the tasks wait for it.
+    socket: OwnedFd,
+}
+
+/// Serves a connection that was accepted, until it is closed.
+pub(crate) async fn serve<Q, S>(core: Rc<Core<Q>>, stream: S)
+where
+    Q: BlockQueue + 'static,
+    S: AsyncReadRent + AsyncWriteRent + Split + AsRawFd + 'static,
+{
+    let socket = match duplicate(stream.as_raw_fd()) {
+        Ok(socket) => socket,
+        Err(error) => return log::warn!("a connection was dropped: {error}"),
+    };
+    let id = match core.driver().open() {
+        Ok(id) => id,
+        Err(error) => return log::warn!("a connection was refused: {error}"),
+    };
+    let link = Rc::new(Link {
+        id,
+        reader: Notify::default(),
+        writer: Notify::default(),
+        closed: Cell::new(false),
+        socket,
+    });
+    core.links.borrow_mut()[id.index()] = Some(link.clone());
+    let (reader, writer) = stream.into_split();
+    monoio::spawn(receive(core.clone(), link.clone(), reader));
+    send(core, link, writer).await;
+}
+
+/// Fills the receive buffer whenever the loop wants bytes.
+async fn receive<Q, S>(core: Rc<Core<Q>>, link: Rc<Link>, mut stream: OwnedReadHalf<S>)
+where
+    Q: BlockQueue + 'static,
+    S: AsyncReadRent,
+{
+    while !link.closed.get() {
+        let wanted = core.driver().take_rx(link.id);
+        let Some(buffer) = wanted else {
+            link.reader.wait().await;
+            continue;
+        };
+        let (filled, capacity) = (buffer.len(), buffer.capacity());
+        let (result, slice) = stream.read(buffer.slice_mut(filled..capacity)).await;
+        core.driver().give_rx(link.id, slice.into_inner());
+        core.work.notify();
+        if !matches!(result, Ok(1..)) {
+            return;
+        }
+    }
+}
+
+/// Sends the transmit buffer whenever there is something in it, and closes at the end.
+async fn send<Q, S>(core: Rc<Core<Q>>, link: Rc<Link>, mut stream: OwnedWriteHalf<S>)
+where
+    Q: BlockQueue + 'static,
+    S: AsyncWriteRent,
+{
+    loop {
+        let next = core.driver().take_tx(link.id);
+        match next {
+            Some(buffer) => {
+                let (result, buffer) = stream.write_all(buffer).await;
+                if result.is_err() {
+                    break;
+                }
+                core.driver().give_tx(link.id, buffer);
+                core.work.notify();
+            }
+            None if core.driver().wants_close(link.id) => break,
+            None => link.writer.wait().await,
+        }
+    }
+    link.closed.set(true);
+    core.driver().close(link.id);
+    core.links.borrow_mut()[link.id.index()] = None;
+    // Ends a receive that is under way. The client may have gone before.
+    let _ = rustix::net::shutdown(&link.socket, Shutdown::Both);
+    link.reader.notify();
+    core.work.notify();
+}
