@@ -358,7 +358,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
             } else {
                 let (from, blocks) = (self.core, Blocks::new(&blocks));
                 let mail = CoreMail::Request { from, shard, request, blocks };
-                self.post.to_core(CoreId(core as u16), mail);
+                self.post.send_to_core(CoreId(core as u16), mail);
             }
             self.front.blocks = blocks;
         }
@@ -398,7 +398,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                 self.front.handle_reply(&reply, blocks.as_slice());
                 if let Some(lease) = reply.lease {
                     let core = CoreId((usize::from(shard.0) % self.cores) as u16);
-                    self.post.to_core(core, CoreMail::Release { shard, lease });
+                    self.post.send_to_core(core, CoreMail::Release { shard, lease });
                 }
             }
             CoreMail::Release { shard, lease } => {
@@ -428,7 +428,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
             }
             FromControl::Report { ticket } => {
                 let (core, status) = (self.core, self.status());
-                self.post.to_control(ToControl::Status { ticket, core, status });
+                self.post.send_to_control(ToControl::Status { ticket, core, status });
             }
             FromControl::Drain => self.front.drain(),
             FromControl::Stop => self.stopped = true,
@@ -494,7 +494,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         let idle = self.front.is_draining() && self.front.open_connections() == 0;
         if idle && !self.drained && self.hosts.iter().all(|host| host.backlog.is_empty()) {
             self.drained = true;
-            self.post.to_control(ToControl::Drained(self.core));
+            self.post.send_to_control(ToControl::Drained(self.core));
         }
     }
 }
@@ -564,10 +564,24 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                 self.answers.push_back(Answer::Filled(op, crc));
             }
             Output::Fetch { op, volume, object, first, count } => {
-                self.post.to_control(ToControl::Fetch { shard, op, volume, object, first, count });
+                self.post.send_to_control(ToControl::Fetch {
+                    shard,
+                    op,
+                    volume,
+                    object,
+                    first,
+                    count,
+                });
             }
             Output::Query { op, volume, object, first, count } => {
-                self.post.to_control(ToControl::Query { shard, op, volume, object, first, count });
+                self.post.send_to_control(ToControl::Query {
+                    shard,
+                    op,
+                    volume,
+                    object,
+                    first,
+                    count,
+                });
             }
             Output::Batch { op, volume, epoch } => {
                 let runs = host.shard.batch_runs().to_vec();
@@ -578,11 +592,11 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                     self.arena.with(block.page, |page| bytes.extend_from_slice(page));
                 }
                 let mail = ToControl::Batch { shard, volume, epoch, runs, crcs, bytes };
-                self.post.to_control(mail);
+                self.post.send_to_control(mail);
                 self.answers.push_back(Answer::BatchTaken(op));
             }
             Output::Reply(reply) => self.pass_on(at, reply),
-            Output::Keeper(mail) => self.post.to_control(ToControl::Keeper { shard, mail }),
+            Output::Keeper(mail) => self.post.send_to_control(ToControl::Keeper { shard, mail }),
         }
     }
 
@@ -601,7 +615,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         if core != self.core {
             let blocks = Blocks::new(host.shard.reply_blocks());
             let mail = CoreMail::Reply { shard: host.id, reply, blocks };
-            return self.post.to_core(core, mail);
+            return self.post.send_to_core(core, mail);
         }
         self.front.handle_reply(&reply, host.shard.reply_blocks());
         if let Some(lease) = reply.lease {

@@ -313,10 +313,9 @@ impl Front {
         let others_wait = !self.starving.is_empty();
         let enough = self.transit.free() >= pages;
         let connection = self.connection(at);
-        if std::mem::take(&mut connection.granted) || !others_wait {
-            if enough {
-                return true;
-            }
+        let in_turn = std::mem::take(&mut connection.granted) || !others_wait;
+        if in_turn && enough {
+            return true;
         }
         connection.starving = true;
         connection.needs = pages;

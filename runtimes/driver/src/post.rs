@@ -70,13 +70,13 @@ impl Post {
         Self { cores, control: Outgoing::new(control), sent: 0 }
     }
 
-    pub(crate) fn to_core(&mut self, core: CoreId, mail: CoreMail) {
+    pub(crate) fn send_to_core(&mut self, core: CoreId, mail: CoreMail) {
         self.sent += 1;
         let outgoing = self.cores[usize::from(core.0)].as_mut();
         outgoing.expect("a core does not write to itself").send(mail);
     }
 
-    pub(crate) fn to_control(&mut self, mail: ToControl) {
+    pub(crate) fn send_to_control(&mut self, mail: ToControl) {
         self.control.send(mail);
     }
 
@@ -117,7 +117,7 @@ mod tests {
         let mut inbox = wires[1].from_cores[0].take().unwrap();
         let first = wires.remove(0);
         let mut post = Post::new(first.to_cores, first.to_control);
-        (0..1000).for_each(|slot| post.to_core(CoreId(1), release(slot)));
+        (0..1000).for_each(|slot| post.send_to_core(CoreId(1), release(slot)));
         let mut got = 0;
         let mut rounds = 0;
         while got < 1000 {
@@ -132,7 +132,7 @@ mod tests {
         assert!(rounds > 1, "it did not fit at once");
         assert!(post.flush());
         drop(inbox);
-        (0..1000).for_each(|slot| post.to_core(CoreId(1), release(slot)));
+        (0..1000).for_each(|slot| post.send_to_core(CoreId(1), release(slot)));
         assert!(post.flush(), "what nobody takes is not kept");
     }
 }
