@@ -572,3 +572,6 @@ impl Log {
         assert_eq!(free.count(), self.free as usize);
     }
 }
+
+#[cfg(test)]
+mod tests;
