@@ -377,9 +377,9 @@ impl<'a> Buffers<'a> {
     }
 
     /// Removes a buffer or a ghost: the owner's reference ends. Returns its tag, the hint for a
-    /// buffer of the same block, and its page if it had one that nobody uses. A page in use (pinned,
-    /// filling, writing) is given to the free list when that ends; the number stays good for
-    /// `unpin`, `finish` and `page` until then.
+    /// buffer of the same block, and its page if it had one that nobody uses. A page in use
+    /// (pinned, filling, writing) is given to the free list when that ends; the number stays good
+    /// for `unpin`, `finish` and `page` until then.
     ///
     /// # Panics
     ///

@@ -232,7 +232,8 @@ pub enum Input<'a> {
         /// Dirty blocks too.
         force: bool,
     },
-    /// The end of a turn, or the time `poll_timeout` named: close the open record, start what waits.
+    /// The end of a turn, or the time `poll_timeout` named: close the open record, start what
+    /// waits.
     Turn,
 }
 

@@ -272,8 +272,8 @@ fn free_bytes(file: &File) -> io::Result<u64> {
 }
 
 /// Reserves the space at once, so that a full filesystem is found before gigabytes are written.
-/// Where the filesystem cannot, the writes will find out. (`posix_fallocate` would then write single
-/// bytes, which direct I/O refuses.)
+/// Where the filesystem cannot, the writes will find out. (`posix_fallocate` would then write
+/// single bytes, which direct I/O refuses.)
 #[allow(unsafe_code)]
 fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     let too_large = |_| io::Error::from_raw_os_error(libc::EFBIG);

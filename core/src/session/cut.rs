@@ -118,7 +118,8 @@ pub(super) struct Op {
     pub(super) len: u32,
     /// How much of `len` has been given to shards, or given up.
     pub(super) cut: u32,
-    /// Requests made of it so far. Exact for kinds that look at [`ChunkId::chunk`]; wraps for others.
+    /// Requests made of it so far. Exact for kinds that look at [`ChunkId::chunk`]; wraps for
+    /// others.
     pub(super) chunks: u16,
     /// Requests that shards have not answered.
     pub(super) outstanding: u16,

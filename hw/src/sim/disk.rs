@@ -2,8 +2,8 @@
 //!
 //! What it promises is what a real disk promises, and no more:
 //!
-//! * operations that were submitted complete in any order ([`SimDisk::step`] does one of them, chosen
-//!   at random), on any of the queues;
+//! * operations that were submitted complete in any order ([`SimDisk::step`] does one of them,
+//!   chosen at random), on any of the queues;
 //! * a completed write is read back, and survives the death of the process;
 //! * it survives a power cut only once a flush is done that was submitted after it completed;
 //! * of everything else a crash leaves any part: [`SimDisk::crash`] chooses page by page, and tears
