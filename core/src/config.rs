@@ -46,9 +46,9 @@ impl ShardConfig {
             tasks: 256,
             adopted_max: 4096,
             policy: Policy::TwoQ,
-            dirty_low_percent: 25,
-            dirty_high_percent: 45,
-            dirty_hard_percent: 65,
+            dirty_low_percent: 20,
+            dirty_high_percent: 40,
+            dirty_hard_percent: 55,
             full_timeout: None,
             crc32c,
         }

@@ -37,6 +37,8 @@ pub struct Leaf {
     pub bad: u16,
     /// Shadow only: blocks whose log copy is being moved by reclaim.
     pub moving: u16,
+    /// Blocks of the closed epoch that the keeper has been given.
+    pub sent: u16,
     /// Blocks read since reclaim last passed.
     pub referenced: u16,
     /// The leaf that keeps the closed epoch's version of blocks written again, or [`NIL`]. Of a
@@ -59,6 +61,7 @@ impl Leaf {
         dirty: [0; 2],
         bad: 0,
         moving: 0,
+        sent: 0,
         referenced: 0,
         shadow: NIL,
         onode: NIL,

@@ -135,6 +135,8 @@ struct Scan {
     between: (u64, u64),
     /// So do those after the newest footer.
     open: bool,
+    /// The use that a sound footer names, though its records may not be durable.
+    sealed: Option<u64>,
 }
 
 /// The recovery machine: ask `need`, do it, tell it, until `Need::Done`.
@@ -329,7 +331,7 @@ impl Recovery {
             if open || !(in_order || unused) {
                 let later = (step + 1..count).filter_map(|step| sealed((first + step) % count));
                 let after = later.filter(|seq| *seq > before).min().unwrap_or(before);
-                scan.push(Scan { segment, between: (before, after), open });
+                scan.push(Scan { segment, between: (before, after), open, sealed: None });
             }
             before = before.max(seq.unwrap_or(0));
         }
@@ -347,7 +349,8 @@ impl Recovery {
                 (footer.head.seq > self.durable_seq && !known).then_some((segment, seq))
             });
             let Some((segment, seq)) = unsure else { return self.take_footers() };
-            self.scan.push(Scan { segment, between: (seq - 1, seq + 1), open: false });
+            let between = (seq - 1, seq + 1);
+            self.scan.push(Scan { segment, between, open: false, sealed: Some(seq) });
         }
         self.state = State::Scan(index);
     }
@@ -406,7 +409,8 @@ impl Recovery {
             self.out.unreadable += 1;
             return self.next_scan(index + 1);
         };
-        let Some(seq) = self.newest_use(&scan, bytes) else {
+        // A footer can outlive all its records in a power cut: then the segment is empty.
+        let Some(seq) = self.newest_use(&scan, bytes).or(scan.sealed) else {
             // Nothing newer than the footer, if it has one: an old use, durable long ago.
             return self.next_scan(index + 1);
         };

@@ -387,6 +387,12 @@ impl<'a> Shard<'a> {
         Some(volume.dirty.iter().sum())
     }
 
+    /// What recovery found of volumes that have been neither attached nor forgotten.
+    #[must_use]
+    pub fn recovered_entries(&self) -> &[LogEntry] {
+        &self.recovered
+    }
+
     /// The buffers, for status and checks.
     #[must_use]
     pub fn buffers(&self) -> &Buffers<'a> {

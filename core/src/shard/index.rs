@@ -141,12 +141,15 @@ impl Shard<'_> {
             let slot = self.onodes.leaf_mut(leaf);
             slot.dirty[parity] &= !bit;
             let (page, crc, zero) = (slot.nvme[index], slot.crc[index], slot.zero & bit);
+            let sent = slot.sent & bit;
             slot.nvme[index] = NIL;
+            slot.sent &= !bit;
             let kept = self.onodes.leaf_mut(shadow);
             kept.dirty[parity] |= bit;
             kept.nvme[index] = page;
             kept.crc[index] = crc;
             kept.zero |= zero;
+            kept.sent |= sent;
             if page != NIL {
                 self.log.change_owner(page, addr(shadow, index));
             }
@@ -197,6 +200,7 @@ impl Shard<'_> {
         let slot = self.onodes.leaf_mut(leaf);
         let cleared = (slot.dirty[parity] & mask).count_ones();
         slot.dirty[parity] &= !mask;
+        slot.sent &= !mask;
         let onode = slot.onode;
         self.onodes.get_mut(onode).dirty_blocks -= cleared;
         self.volumes[volume].dirty[parity] -= u64::from(cleared);

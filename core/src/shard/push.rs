@@ -162,6 +162,7 @@ impl Shard<'_> {
                 state.phase = Phase::Pushing;
                 state.cursor = Cursor { onode: state.dirty_list[parity], block: 0 };
                 state.again = false;
+                state.first_pass = true;
             }
             if state.phase == Phase::Pushing {
                 self.gather(index);
@@ -195,6 +196,7 @@ impl Shard<'_> {
     fn gathered_all(&mut self, volume: usize) {
         let state = &mut self.volumes[volume];
         if core::mem::take(&mut state.again) {
+            state.first_pass = false;
             let parity = state.closed().parity();
             state.cursor = Cursor { onode: state.dirty_list[parity], block: 0 };
             self.again = true;
@@ -274,7 +276,8 @@ impl Shard<'_> {
         end: u32,
     ) -> (u16, Option<Held>, u32) {
         let parity = self.volumes[volume].closed().parity();
-        let hole = self.onodes.get(onode).hole_dirty[parity].then_some(Held::Zero);
+        let hole = self.volumes[volume].first_pass && self.onodes.get(onode).hole_dirty[parity];
+        let hole = hole.then_some(Held::Zero);
         let Some((leaf, index)) = self.onodes.block(onode, block) else {
             let rest = LEAF_BLOCKS as u32 - u32::from(block) % LEAF_BLOCKS as u32;
             return (rest.min(end - u32::from(block)) as u16, hole, 0);
@@ -283,14 +286,19 @@ impl Shard<'_> {
         let shadow = self.onodes.leaf(leaf).shadow;
         let kept = shadow != NIL && self.onodes.leaf(shadow).dirty[parity] & bit != 0;
         let source = if kept { shadow } else { leaf };
-        let slot = self.onodes.leaf(source);
+        let slot = self.onodes.leaf_mut(source);
         if slot.dirty[parity] & bit == 0 {
             return (1, hole, 0);
         }
+        if slot.sent & bit != 0 {
+            return (1, None, 0);
+        }
+        slot.sent |= bit;
         if slot.zero & bit != 0 {
             return (1, Some(Held::Zero), 0);
         }
         if slot.moving & bit != 0 {
+            slot.sent &= !bit;
             self.volumes[volume].again = true;
             return (1, None, 0);
         }
@@ -352,11 +360,13 @@ impl Shard<'_> {
         let volume = self.tasks.get(task).volume;
         self.volumes[volume].gathering -= 1;
         let held = &self.tasks.get(task).held;
-        if held.iter().any(|block| block.held == Held::Unresolved) {
+        // What could not be read is still dirty, so it is tried again; what is lost is no more.
+        if held.iter().any(|block| matches!(block.held, Held::Unresolved | Held::Lost)) {
             self.volumes[volume].again = true;
+            self.unsend(task);
         }
-        let useful =
-            held.iter().any(|block| matches!(block.held, Held::Zero | Held::Buffer(..)));
+        let held = &self.tasks.get(task).held;
+        let useful = held.iter().any(|block| matches!(block.held, Held::Zero | Held::Buffer(..)));
         if !useful || self.volumes[volume].gone {
             self.release_held(task);
             self.end_task(task);
@@ -368,6 +378,27 @@ impl Shard<'_> {
         let op = self.start_op(Op::Batch(task));
         self.emit(Output::Batch { op, volume: id, epoch });
         self.again = true;
+    }
+
+    /// Blocks that a batch could not get are not sent.
+    fn unsend(&mut self, task: u32) {
+        let volume = self.tasks.get(task).volume;
+        let (id, parity) = (self.volumes[volume].id, self.volumes[volume].closed().parity());
+        for at in 0..self.tasks.get(task).held.len() {
+            let block = self.tasks.get(task).held[at];
+            if !matches!(block.held, Held::Unresolved | Held::Lost) {
+                continue;
+            }
+            let onode = self.onodes.lookup(id, block.object).expect("it is dirty");
+            let Some((leaf, index)) = self.onodes.block(onode, block.block) else { continue };
+            let shadow = self.onodes.leaf(leaf).shadow;
+            for version in [leaf, shadow].into_iter().filter(|version| *version != NIL) {
+                let slot = self.onodes.leaf_mut(version);
+                if slot.dirty[parity] & 1 << index != 0 {
+                    slot.sent &= !(1 << index);
+                }
+            }
+        }
     }
 
     /// Writes down what a batch holds, for the driver to read.

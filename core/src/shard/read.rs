@@ -329,7 +329,7 @@ impl Shard<'_> {
             let mark = if sound {
                 NIL
             } else {
-                self.damaged(at + index as u32, block.addr, block.onode)
+                self.damaged(at + index as u32, block.addr, block.onode, ok)
             };
             if mark != NIL && current {
                 self.drop_buffer(leaf, position);
@@ -339,10 +339,18 @@ impl Shard<'_> {
         self.wake_fill(fill);
     }
 
-    /// A page of the region does not hold what it should. What was dirty is lost and says so; what
-    /// was clean is forgotten and fetched again; what has moved on is looked for again.
-    fn damaged(&mut self, page: u32, addr: crate::buffer::BlockAddr, onode: u32) -> u32 {
-        self.counters.damaged_blocks += 1;
+    /// A page of the region does not hold what it should, or (`read` false) could not be read. What
+    /// was clean is forgotten and fetched again; what has moved on is looked for again. What was
+    /// dirty and could not be read may be there the next time; what was dirty and is damaged is lost
+    /// and says so.
+    fn damaged(
+        &mut self,
+        page: u32,
+        addr: crate::buffer::BlockAddr,
+        onode: u32,
+        read: bool,
+    ) -> u32 {
+        self.counters.damaged_blocks += u64::from(read);
         if self.log.owner(page) != addr.0 {
             return MARK_AGAIN;
         }
@@ -354,9 +362,15 @@ impl Shard<'_> {
         };
         let dirty = self.onodes.leaf(leaf).dirty;
         if (dirty[0] | dirty[1]) & bit == 0 {
-            log::warn!("object {object} block {block}: damaged on the cache device, fetching again");
+            log::warn!(
+                "object {object} block {block}: damaged on the cache device, fetching again"
+            );
             self.drop_log_page(leaf, index);
             return MARK_AGAIN;
+        }
+        if !read {
+            log::error!("object {object} block {block}: the cache device cannot be read");
+            return MARK_LOST;
         }
         log::error!(
             "object {object} block {block}: damaged on the cache device before it was pushed; \

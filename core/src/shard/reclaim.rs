@@ -30,7 +30,11 @@ const MOVES_MAX: u32 = 4;
 enum State {
     Idle,
     /// Looking at this page of this segment next; clean pages that may still be moved.
-    Emptying { segment: u32, page: u32, clean_moves: u32 },
+    Emptying {
+        segment: u32,
+        page: u32,
+        clean_moves: u32,
+    },
     /// Empty; the log must be durable up to here.
     Retiring(u64),
 }
@@ -96,6 +100,11 @@ impl Shard<'_> {
             return;
         }
         let Some(segment) = self.log.oldest() else { return };
+        if self.room_to_gain() <= free {
+            // All that is left is dirty: moving it round the ring would free nothing.
+            self.reclaim.running = false;
+            return;
+        }
         if self.holds_unattached(segment) {
             return;
         }
@@ -103,6 +112,14 @@ impl Shard<'_> {
         let clean_moves = self.log.segment_pages() / 2;
         self.reclaim.state = State::Emptying { segment, page: 0, clean_moves };
         self.again = true;
+    }
+
+    /// Free segments there would be if nothing but what is dirty were in the log, written as
+    /// densely as small records allow.
+    fn room_to_gain(&self) -> u32 {
+        let dense = u64::from(self.log.segment_pages()) * 4 / 5;
+        let needed = self.dirty_blocks.div_ceil(dense) as u32 + 1;
+        (self.log.segments().len() as u32).saturating_sub(needed)
     }
 
     /// Whether a segment has entries of volumes that wait to be attached.

@@ -51,6 +51,8 @@ pub(crate) struct Volume {
     pub(crate) cursor: Cursor,
     /// Some blocks were passed over because they were being moved: go through the list again.
     pub(crate) again: bool,
+    /// The list is gone through for the first time: discarded objects are told of now.
+    pub(crate) first_pass: bool,
     /// Batches that the keeper has not stored.
     pub(crate) batches: u32,
     /// Push tasks that wait for the device.
@@ -86,6 +88,7 @@ impl Volume {
             close_seq: 0,
             cursor: Cursor { onode: NIL, block: 0 },
             again: false,
+            first_pass: true,
             batches: 0,
             gathering: 0,
             dirtied: false,

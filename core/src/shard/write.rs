@@ -169,7 +169,8 @@ impl Shard<'_> {
                 None => needed += 1,
                 Some((leaf, _)) => {
                     let parity = self.volumes[volume].closed_parity();
-                    let closed = parity.is_some_and(|parity| self.onodes.leaf(leaf).dirty[parity] != 0);
+                    let closed =
+                        parity.is_some_and(|parity| self.onodes.leaf(leaf).dirty[parity] != 0);
                     needed += u32::from(closed && self.onodes.leaf(leaf).shadow == NIL);
                 }
             }

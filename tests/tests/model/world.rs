@@ -65,6 +65,8 @@ pub(crate) struct World {
     pub(crate) stats: Stats,
     /// Bits flip in clean blocks on the device.
     pub(crate) rots: bool,
+    /// The client mostly writes and hardly ever flushes, and pushes are rare: the log goes round.
+    pub(crate) churns: bool,
 }
 
 /// What happened, so that a test can say that something did.
@@ -109,6 +111,7 @@ impl World {
             settled: true,
             stats: Stats::default(),
             rots: false,
+            churns: false,
         }
     }
 
@@ -207,8 +210,11 @@ impl World {
         let transit = (first..first + TRANSIT_PAGES).map(PageId).collect();
         let seed = self.rng.next_u64();
         let mut config = keeper::Config::new(UUID, SHARDS, crc32c, seed);
-        config.push_after = Duration::from_millis(5);
+        let after = if self.churns { 40 } else { 5 };
+        config.push_after = Duration::from_millis(after);
         config.pages_max = 2;
+        config.backoff = (Duration::from_micros(500), Duration::from_millis(5));
+        config.load_attempts_max = u32::MAX;
         let mut life = Life {
             world: self,
             arena,
@@ -777,6 +783,13 @@ impl Life<'_, '_> {
         if self.requests.len() + self.leases.len() >= 24 {
             return;
         }
+        let choice = self.world.rng.below(100);
+        if self.world.churns && choice < 92 {
+            return if choice < 6 { self.ask_zero() } else { self.ask_write() };
+        }
+        if self.world.churns && choice < 99 {
+            return;
+        }
         match self.world.rng.below(100) {
             0..50 => self.ask_write(),
             50..80 => {
@@ -838,7 +851,7 @@ impl Life<'_, '_> {
             return;
         }
         let stamp = self.stamp();
-        let fua = self.world.rng.chance(1, 16);
+        let fua = !self.world.churns && self.world.rng.chance(1, 16);
         let now = self.world.now;
         self.world.history.issue(stamp, at / SECTOR, len / SECTOR, false, now);
         self.send(RequestKind::Write, fua, at, len, Asked::Change { stamp, fua });
@@ -860,7 +873,7 @@ impl Life<'_, '_> {
         let stamp = self.stamp();
         let (kind, fua, now) = (
             if self.world.rng.chance(1, 2) { RequestKind::Zero } else { RequestKind::Discard },
-            self.world.rng.chance(1, 16),
+            !self.world.churns && self.world.rng.chance(1, 16),
             self.world.now,
         );
         self.world.history.issue(stamp, at / SECTOR, len / SECTOR, true, now);
