@@ -242,9 +242,9 @@ without them. Others' cores: what was busy besides fio and the server, the kerne
 included; the highest of the rounds.
 
 heeler has a cache file of 8 GiB and its store in a directory beside it. Pushing is kept out of the
-cells: everything is pushed before each (`heeler cache flush`, then sync), a cell ends before the 5 s
-after which a push starts, and the working set is half of the dirty data that starts one early. The
-same volume is then served with little RAM, for the NVMe cells.
+cells: everything is pushed before each (`heeler cache flush`, then sync), a cell ends before the
+5 s after which a push starts, and the working set is half of the dirty data that starts one early.
+The same volume is then served with little RAM, for the NVMe cells.
 
 On a file, flush is fdatasync. The disk of a virtual machine may be faster at writing and flushing
 than a real NVMe device: ratios within this run tell more than figures.
