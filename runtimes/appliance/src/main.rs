@@ -1,1 +1,48 @@
-fn main() {}
+//! heeler: a write-back cache for virtual disks, run as an appliance.
+#![deny(unsafe_code)]
+
+mod api;
+mod check;
+mod cli;
+mod client;
+mod commands;
+mod files;
+mod lines;
+mod serve;
+mod server;
+mod settings;
+mod show;
+mod size;
+mod store_io;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::settings::Common;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            eprintln!("heeler: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), String> {
+    let common = Common { data: cli.data.as_deref(), config: cli.config.as_deref() };
+    match &cli.command {
+        Command::Serve(args) => serve::serve(&common.settings(args)?),
+        Command::Volume { command } => commands::volume(common, command),
+        Command::Cache { command } => commands::cache(common, command),
+        Command::Status { json } => commands::status(common, *json),
+        Command::Check(args) => {
+            check::check(&common.place(args.cache.as_deref(), &args.store)?, args)
+        }
+    }
+}

@@ -25,7 +25,9 @@ use heeler_core::ids::{CoreId, Epoch, OpId, ShardId, VolumeId};
 use heeler_core::keeper::{
     self, BatchHandle, Input, Keeper, Output, PackRead, Refusal, Start, StoreOp, StoreResult,
 };
+use heeler_core::recovery::LogEntry;
 use heeler_core::time::Instant;
+use heeler_core::wire::log::EntryKind;
 use heeler_core::wire::names::{Nonce, Uuid};
 use heeler_core::wire::superblock::VolumeTable;
 use heeler_hw::crc32c;
@@ -110,6 +112,33 @@ pub struct Logged {
 impl Default for Logged {
     fn default() -> Self {
         Self { dirty_blocks: 0, epoch: Epoch::ZERO }
+    }
+}
+
+impl Logged {
+    /// Adds what one shard's recovery found ([`Shard::recovered_entries`]) to what others found.
+    ///
+    /// [`Shard::recovered_entries`]: heeler_core::shard::Shard::recovered_entries
+    pub fn add(found: &mut BTreeMap<VolumeId, Self>, entries: &[LogEntry]) {
+        let mut void = BTreeMap::new();
+        for LogEntry { at, .. } in entries {
+            if at.entry.kind == EntryKind::Forget {
+                let seq = void.entry(at.entry.volume).or_insert(at.seq);
+                *seq = at.seq.max(*seq);
+            }
+        }
+        for LogEntry { at, .. } in entries {
+            let dirty = match at.entry.kind {
+                EntryKind::Dirty | EntryKind::Zeroes => u64::from(at.entry.count),
+                EntryKind::Clean => 0,
+                EntryKind::Forget | EntryKind::Kept => continue,
+            };
+            if void.get(&at.entry.volume).is_none_or(|void| at.seq > *void) {
+                let logged = found.entry(at.entry.volume).or_default();
+                logged.dirty_blocks += dirty;
+                logged.epoch = logged.epoch.max(at.entry.epoch);
+            }
+        }
     }
 }
 

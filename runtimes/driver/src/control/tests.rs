@@ -5,6 +5,7 @@ use heeler_core::event::PushRun;
 use heeler_core::ids::BLOCK_BYTES;
 use heeler_core::time::Duration;
 use heeler_core::wire::head::Head;
+use heeler_core::wire::log::{Entry, FooterEntry};
 use heeler_core::wire::names;
 use heeler_core::wire::superblock::VolumeRow;
 
@@ -505,6 +506,38 @@ fn numbers_without_a_row_are_forgotten() {
     let mut rig = boot(first.store, first.table, 1, logged);
     rig.turn();
     assert_eq!(forgotten(&rig.mail_of(1)), [(ShardId(1), VolumeId(5))]);
+}
+
+#[test]
+fn what_the_log_forgot_is_not_counted() {
+    let entry = |seq, volume, kind, epoch| LogEntry {
+        at: FooterEntry {
+            entry: Entry {
+                volume: VolumeId(volume),
+                object: 0,
+                first: 0,
+                count: 2,
+                kind,
+                epoch: Epoch(epoch),
+            },
+            page: 1,
+            seq,
+        },
+        crc: 0,
+    };
+    let mut found = BTreeMap::from([(VolumeId(1), Logged { dirty_blocks: 1, epoch: Epoch(3) })]);
+    Logged::add(
+        &mut found,
+        &[
+            entry(9, 2, EntryKind::Forget, 0),
+            entry(1, 1, EntryKind::Dirty, 7),
+            entry(2, 1, EntryKind::Clean, 8),
+            entry(3, 1, EntryKind::Kept, 9),
+            entry(8, 2, EntryKind::Dirty, 7),
+        ],
+    );
+    let logged = Logged { dirty_blocks: 3, epoch: Epoch(8) };
+    assert_eq!(found, BTreeMap::from([(VolumeId(1), logged)]));
 }
 
 #[test]

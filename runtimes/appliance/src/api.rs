@@ -1,0 +1,181 @@
+//! What the admin socket carries: one JSON value a line. A client sends one request and reads lines
+//! until one is not progress.
+
+use serde::{Deserialize, Serialize};
+
+/// What is asked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub(crate) enum Request {
+    /// Which store the server uses: its URL.
+    Store,
+    /// [`Status`].
+    Status,
+    /// Answered by nothing.
+    VolumeCreate { name: String, size_bytes: u64, object_bytes: u64 },
+    /// A list of [`VolumeLine`].
+    VolumeList,
+    /// [`VolumeInfo`].
+    VolumeInfo { name: String },
+    /// [`Deleted`].
+    VolumeDelete { name: String, force: bool },
+    /// Answered by nothing, when it is done.
+    VolumePush { name: String },
+    /// [`CacheInfo`].
+    CacheInfo,
+    /// Answered by nothing, when it is done.
+    CacheFlush,
+    /// [`Purged`].
+    CachePurge { force: bool },
+}
+
+/// One line of an answer.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    /// Not done yet.
+    Progress { done_bytes: u64, total_bytes: u64 },
+    /// The end, and what was asked for.
+    Done(serde_json::Value),
+    /// The end: it could not be done.
+    Failed(String),
+}
+
+/// A volume in a list.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct VolumeLine {
+    pub(crate) name: String,
+    pub(crate) uuid: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) object_bytes: u64,
+    /// Of a server's own volume: starting, served, refused, fenced, released, deleting; else
+    /// free, owned or broken.
+    pub(crate) state: String,
+    /// Of refused, fenced and broken: why, and what to do.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) reason: Option<String>,
+    /// Host of the owner, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) owner: Option<String>,
+    pub(crate) created_unix_secs: u64,
+    /// Number of the newest head.
+    pub(crate) head: u32,
+    /// The store's image is as of this epoch.
+    pub(crate) epoch: u64,
+    /// What the store lacks; only a server knows.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) dirty_bytes: Option<u64>,
+}
+
+/// Everything about a volume.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct VolumeInfo {
+    #[serde(flatten)]
+    pub(crate) line: VolumeLine,
+    /// Objects in the store, and their bytes.
+    pub(crate) objects: u64,
+    pub(crate) stored_bytes: u64,
+    pub(crate) packs: u64,
+    pub(crate) pack_bytes: u64,
+    /// Of a server's own volume.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) push: Option<PushInfo>,
+}
+
+/// How the pushes of a volume go.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct PushInfo {
+    /// idle, claiming, clean, dirty, pushing, ...
+    pub(crate) phase: String,
+    pub(crate) backlog_bytes: u64,
+    /// Age of the oldest block that is not committed.
+    pub(crate) dirty_seconds: u64,
+    /// Store operations that wait to be tried again.
+    pub(crate) retrying: u64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) last_failure: Option<String>,
+    /// Bytes of blocks committed since the start, and bytes put for it.
+    pub(crate) pushed_bytes: u64,
+    pub(crate) put_bytes: u64,
+}
+
+/// What a deletion removed from the store.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Deleted {
+    pub(crate) objects: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What a purge dropped.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Purged {
+    pub(crate) dirty_bytes: u64,
+    pub(crate) clean_bytes: u64,
+}
+
+/// How full the cache is.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct CacheInfo {
+    pub(crate) path: String,
+    pub(crate) device_bytes: u64,
+    pub(crate) shards: u16,
+    pub(crate) nvme_bytes: u64,
+    pub(crate) nvme_capacity_bytes: u64,
+    pub(crate) ram_bytes: u64,
+    pub(crate) ram_capacity_bytes: u64,
+    pub(crate) dirty_bytes: u64,
+    /// Dirty, but of volumes that this server does not have (any more).
+    pub(crate) stranded_bytes: u64,
+    pub(crate) onodes: u64,
+    /// Since the start. Reads by where they were found.
+    pub(crate) read_bytes: u64,
+    pub(crate) read_ram_bytes: u64,
+    pub(crate) read_nvme_bytes: u64,
+    pub(crate) fetched_bytes: u64,
+    pub(crate) written_bytes: u64,
+    pub(crate) pushed_bytes: u64,
+    pub(crate) moved_bytes: u64,
+    pub(crate) dropped_bytes: u64,
+    pub(crate) device_flushes: u64,
+    pub(crate) device_errors: u64,
+    pub(crate) damaged_blocks: u64,
+    pub(crate) lost_blocks: u64,
+}
+
+/// What one core did.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct CoreInfo {
+    pub(crate) cpu: u32,
+    pub(crate) shards: Vec<u16>,
+    pub(crate) connections: u64,
+    pub(crate) requests: u64,
+    pub(crate) mails: u64,
+}
+
+/// What was asked of the store.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct StoreInfo {
+    pub(crate) url: String,
+    pub(crate) gets: u64,
+    pub(crate) get_bytes: u64,
+    pub(crate) puts: u64,
+    pub(crate) put_bytes: u64,
+    pub(crate) deletes: u64,
+    pub(crate) lists: u64,
+    pub(crate) retries: u64,
+    pub(crate) failures: u64,
+}
+
+/// Everything at a glance.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) version: String,
+    pub(crate) pid: u32,
+    pub(crate) uptime_seconds: u64,
+    pub(crate) draining: bool,
+    pub(crate) listen: Vec<String>,
+    pub(crate) cores: Vec<CoreInfo>,
+    pub(crate) store: StoreInfo,
+    pub(crate) cache: CacheInfo,
+    pub(crate) volumes: Vec<VolumeLine>,
+}

@@ -1,0 +1,245 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::settings::Listen;
+use crate::size::Size;
+
+/// A write-back cache for virtual disks: NBD in front, RAM and NVMe between, an object store
+/// behind.
+#[derive(Debug, Parser)]
+#[command(name = "heeler", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Where the server keeps its files [default: ./heeler-data]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) data: Option<PathBuf>,
+    /// Settings from a TOML file; flags on the command line win
+    #[arg(long, value_name = "FILE.toml", global = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve volumes until SIGTERM or SIGINT
+    Serve(ServeArgs),
+    /// Make, list, inspect, delete or push volumes
+    Volume {
+        #[command(subcommand)]
+        command: VolumeCommand,
+    },
+    /// Inspect, flush or purge the cache of the running server
+    Cache {
+        #[command(subcommand)]
+        command: CacheCommand,
+    },
+    /// Show what the running server does
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check the cache file and the volumes in the store; exit 1 if something is wrong
+    Check(CheckArgs),
+}
+
+/// Of `serve`.
+#[derive(Args, Debug, Default)]
+pub(crate) struct ServeArgs {
+    /// Cache file or block device, made and formatted if missing [default: DATA/cache.img]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cache: Option<PathBuf>,
+    /// Size of a cache file that has to be made [default: 4G]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) cache_size: Option<Size>,
+    /// Shard regions of a cache that has to be formatted [default: 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) shards: Option<u16>,
+    /// RAM for data [default: 1G]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<Size>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Where NBD clients connect; may be given several times
+    /// [default: unix:DATA/nbd.sock and tcp:127.0.0.1:10809]
+    #[arg(long, value_name = "unix:PATH|tcp:HOST:PORT")]
+    pub(crate) listen: Vec<Listen>,
+    /// CPUs that serve, such as 0-3,8 [default: all usable]
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cores: Option<String>,
+    /// Take volumes whose owner has not released them: for an owner that is lost for ever. What it
+    /// had not pushed is not in the volume, and what this cache holds of it is given up
+    #[arg(long)]
+    pub(crate) takeover: bool,
+}
+
+/// Where the store is.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct StoreArgs {
+    /// Object store: file:///DIR, s3://BUCKET/PREFIX or memory:// [default: file://DATA/store]
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+}
+
+/// Of `volume`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make an empty volume
+    Create {
+        /// Letters, digits, '.', '_' and '-'
+        name: String,
+        /// Size of the disk
+        #[arg(long)]
+        size: Size,
+        /// The unit in which it is spread over shards: a power of two, 64K to 4M
+        #[arg(long, value_name = "SIZE", default_value = "4M")]
+        object_size: Size,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// List the volumes of the store
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Show what is known of a volume
+    Info {
+        /// Which
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Delete a volume and all its data
+    Delete {
+        /// Which
+        name: String,
+        /// Also if it is in use, dirty, broken or another server's
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Push everything dirty to the store and commit it
+    Push {
+        /// Which
+        name: String,
+    },
+}
+
+/// Of `cache`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Show how full the cache is
+    Info {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Push every volume
+    Flush,
+    /// Drop what is cached; refused while anything is dirty
+    Purge {
+        /// Dirty data too: it is lost
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Of `check`.
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    /// Volumes to check in the store [default: all]
+    pub(crate) volumes: Vec<String>,
+    /// Read every block of the volumes and compare it with its checksum
+    #[arg(long)]
+    pub(crate) deep: bool,
+    /// Cache file or block device [default: DATA/cache.img]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cache: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_takes_everything_and_nothing() {
+        let Command::Serve(args) = parse("heeler serve").unwrap().command else { panic!() };
+        assert!(args.listen.is_empty() && args.cache.is_none() && !args.takeover);
+        let cli = parse(
+            "heeler serve --data /d --cache /dev/nvme0n1 --cache-size 8G --memory 512M --store \
+             s3://b/p --listen unix:/a.sock --listen tcp:[::1]:10810 --cores 0-3,8 --config \
+             h.toml --takeover",
+        );
+        let cli = cli.unwrap();
+        assert_eq!(cli.data, Some("/d".into()));
+        assert_eq!(cli.config, Some("h.toml".into()));
+        let Command::Serve(args) = cli.command else { panic!() };
+        assert_eq!((args.cache_size, args.memory), (Some(Size(8 << 30)), Some(Size(512 << 20))));
+        assert_eq!(
+            args.listen,
+            [Listen::Unix("/a.sock".into()), Listen::Tcp("[::1]:10810".into())]
+        );
+        assert_eq!(args.store.store.as_deref(), Some("s3://b/p"));
+        assert_eq!(args.cores.as_deref(), Some("0-3,8"));
+        assert!(args.takeover);
+    }
+
+    #[test]
+    fn the_data_directory_comes_before_or_after() {
+        for line in ["heeler --data /d volume list", "heeler volume list --data /d --json"] {
+            assert_eq!(parse(line).unwrap().data, Some("/d".into()));
+        }
+    }
+
+    #[test]
+    fn volumes_are_made() {
+        let cli = parse("heeler volume create disk1 --size 16G").unwrap();
+        let Command::Volume { command: VolumeCommand::Create { name, size, object_size, .. } } =
+            cli.command
+        else {
+            panic!()
+        };
+        assert_eq!((name.as_str(), size, object_size), ("disk1", Size(16 << 30), Size(4 << 20)));
+        let error = parse("heeler volume create disk1").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn usage_errors_exit_with_2() {
+        for line in [
+            "heeler",
+            "heeler serve --listen 10809",
+            "heeler serve --memory lots",
+            "heeler cache drop",
+            "heeler volume delete",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

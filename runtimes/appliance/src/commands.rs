@@ -1,0 +1,159 @@
+//! The commands beside `serve` and `check`. They ask the running server; what concerns only the
+//! store is done without one too.
+
+use serde::Serialize;
+
+use crate::api::{CacheInfo, Deleted, Purged, Request, Status, VolumeInfo, VolumeLine};
+use crate::cli::{CacheCommand, StoreArgs, VolumeCommand};
+use crate::client::{Bar, Server};
+use crate::lines;
+use crate::server::new_volume;
+use crate::settings::Common;
+use crate::show;
+use crate::size::Size;
+use heeler_store::{Place, Store, volumes};
+
+/// `heeler status`.
+pub(crate) fn status(common: Common<'_>, json: bool) -> Result<(), String> {
+    let status: Status = Server::connect(&common.data()?)?.ask(&Request::Status)?;
+    print(json, &status, show::status);
+    Ok(())
+}
+
+/// `heeler cache ...`.
+pub(crate) fn cache(common: Common<'_>, command: &CacheCommand) -> Result<(), String> {
+    let mut server = Server::connect(&common.data()?)?;
+    match command {
+        CacheCommand::Info { json } => {
+            let info: CacheInfo = server.ask(&Request::CacheInfo)?;
+            print(*json, &info, show::cache);
+        }
+        CacheCommand::Flush => {
+            push(&mut server, &Request::CacheFlush)?;
+            println!("everything that was dirty is in the store");
+        }
+        CacheCommand::Purge { force } => {
+            let purged: Purged = server.ask(&Request::CachePurge { force: *force })?;
+            println!(
+                "dropped {} bytes of clean and {} bytes of dirty data",
+                purged.clean_bytes, purged.dirty_bytes
+            );
+        }
+    }
+    Ok(())
+}
+
+/// `heeler volume ...`.
+pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), String> {
+    match command {
+        VolumeCommand::Create { name, size, object_size, store } => {
+            match Target::find(common, store, true)? {
+                Target::Server(mut server) => server.ask(&Request::VolumeCreate {
+                    name: name.clone(),
+                    size_bytes: size.0,
+                    object_bytes: object_size.0,
+                })?,
+                Target::Store(store) => {
+                    let new = new_volume(name, size.0, object_size.0)?;
+                    run(volumes::create(&store, &new))?.map_err(|e| e.to_string())?;
+                }
+            }
+            println!("made volume {name} of {size}");
+        }
+        VolumeCommand::List { json, store } => {
+            let lines: Vec<VolumeLine> = match Target::find(common, store, false)? {
+                Target::Server(mut server) => server.ask(&Request::VolumeList)?,
+                Target::Store(store) => {
+                    let listed = run(volumes::list(&store))?.map_err(|e| e.to_string())?;
+                    listed.iter().map(lines::of_listed).collect()
+                }
+            };
+            print(*json, &lines, |lines| show::volumes(lines));
+        }
+        VolumeCommand::Info { name, json, store } => {
+            let info: VolumeInfo = match Target::find(common, store, false)? {
+                Target::Server(mut server) => {
+                    server.ask(&Request::VolumeInfo { name: name.clone() })?
+                }
+                Target::Store(store) => {
+                    let info = run(volumes::info(&store, name))?.map_err(|e| e.to_string())?;
+                    lines::of_info(name, &info)
+                }
+            };
+            print(*json, &info, show::volume);
+        }
+        VolumeCommand::Delete { name, force, store } => {
+            let deleted: Deleted = match Target::find(common, store, false)? {
+                Target::Server(mut server) => {
+                    server.ask(&Request::VolumeDelete { name: name.clone(), force: *force })?
+                }
+                Target::Store(store) => {
+                    let deleted = run(volumes::delete(&store, name, *force))?;
+                    let deleted = deleted.map_err(|e| e.to_string())?;
+                    Deleted { objects: deleted.objects, bytes: deleted.bytes }
+                }
+            };
+            println!(
+                "deleted volume {name}: {} objects of {}",
+                deleted.objects,
+                Size(deleted.bytes)
+            );
+        }
+        VolumeCommand::Push { name } => {
+            let mut server = Server::connect(&common.data()?)?;
+            push(&mut server, &Request::VolumePush { name: name.clone() })?;
+            println!("everything that was dirty in {name} is in the store");
+        }
+    }
+    Ok(())
+}
+
+/// Who does what concerns only the store.
+enum Target {
+    Server(Server),
+    Store(Store),
+}
+
+impl Target {
+    /// The server, if one runs, unless another store than its own was named.
+    fn find(common: Common<'_>, args: &StoreArgs, create: bool) -> Result<Self, String> {
+        let place = common.place(None, args)?;
+        if let Some(mut server) = Server::find(&place.data)?
+            && (args.store.is_none() || server.ask::<String>(&Request::Store)? == place.store_url)
+        {
+            return Ok(Self::Server(Server::connect(&place.data)?));
+        }
+        match &place.store.place {
+            Place::Memory => {
+                return Err("the memory store lives only in a server; start one first".into());
+            }
+            Place::Directory(path) if !create && !path.exists() => {
+                return Err(format!(
+                    "there is no store at {}; name it with --store, or the data directory with \
+                     --data",
+                    path.display()
+                ));
+            }
+            _ => {}
+        }
+        Store::open(place.store).map(Self::Store).map_err(|e| e.to_string())
+    }
+}
+
+fn push(server: &mut Server, request: &Request) -> Result<(), String> {
+    let bar = Bar::new("pushing");
+    server.ask_with(request, &mut |done, total| bar.set(done, total))
+}
+
+fn print<T: Serialize>(json: bool, value: &T, show: impl Fn(&T) -> String) {
+    if json {
+        println!("{}", serde_json::to_string_pretty(value).expect("answers are plain data"));
+    } else {
+        print!("{}", show(value));
+    }
+}
+
+fn run<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(|e| format!("the runtime: {e}"))?.block_on(work))
+}

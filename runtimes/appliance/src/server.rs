@@ -1,0 +1,555 @@
+//! The control thread of a running server: turns the control loop, and answers the admin socket.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::future::pending;
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use heeler_core::ids::VolumeId;
+use heeler_core::mailbox::Parker;
+use heeler_core::time::Instant;
+use heeler_core::wire::names::Uuid;
+use heeler_core::wire::superblock::VolumeTable;
+use heeler_driver::control::{Control, Event, TableIo, Ticket, VolumeStatus};
+use heeler_driver::mail::CoreStatus;
+use heeler_driver::start::CacheDevice;
+use heeler_driver::wires;
+use heeler_store::Store;
+use heeler_store::volumes::{self, NewVolume};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, oneshot};
+
+use crate::api::{
+    Answer, CacheInfo, CoreInfo, Deleted, Purged, Request, Status, StoreInfo, VolumeInfo,
+    VolumeLine,
+};
+use crate::files::SharedFile;
+use crate::lines::{self, bytes};
+use crate::size::Size;
+use crate::store_io::{Requests, Wake};
+
+/// How often a push says how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// Bytes of the longest request line.
+const REQUEST_BYTES_MAX: u64 = 64 << 10;
+
+/// The volume table on the cache device.
+#[derive(Debug)]
+pub(crate) struct Table(pub(crate) CacheDevice<SharedFile>);
+
+impl TableIo for Table {
+    fn save(&mut self, table: &VolumeTable) -> Result<(), String> {
+        self.0.save_table(table).map_err(|e| e.to_string())
+    }
+}
+
+/// What does not change while the server runs.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) store_url: String,
+    pub(crate) cache_path: String,
+    pub(crate) device_bytes: u64,
+    pub(crate) shards: u16,
+    pub(crate) cpus: Vec<u32>,
+    pub(crate) listen: Vec<String>,
+}
+
+/// The control loop and all who ask something of it. Everything runs on one thread; nothing is
+/// borrowed across an await.
+pub(crate) struct Server {
+    control: RefCell<Control<Requests, Table>>,
+    pub(crate) store: Store,
+    wake: Wake,
+    /// Who waits for the event with a ticket.
+    waiters: RefCell<HashMap<Ticket, oneshot::Sender<Event>>>,
+    /// A volume was served or refused.
+    changed: Notify,
+    facts: Facts,
+    start: std::time::Instant,
+    draining: Cell<bool>,
+    on_served: Box<dyn Fn(&VolumeStatus)>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+/// The monotonic clock of the control thread since `start`.
+pub(crate) fn since(start: std::time::Instant) -> Instant {
+    Instant(u64::try_from(start.elapsed().as_nanos()).expect("584 years"))
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl Server {
+    pub(crate) fn new(
+        control: Control<Requests, Table>,
+        store: Store,
+        wake: Wake,
+        facts: Facts,
+        start: std::time::Instant,
+        on_served: Box<dyn Fn(&VolumeStatus)>,
+    ) -> Self {
+        Self {
+            control: RefCell::new(control),
+            store,
+            wake,
+            waiters: RefCell::default(),
+            changed: Notify::new(),
+            facts,
+            start,
+            draining: Cell::new(false),
+            on_served,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        since(self.start)
+    }
+
+    /// Turns the loop until everything has been drained and stopped.
+    pub(crate) async fn run(&self, mut parker: Parker, event: Arc<wires::Event>) -> io::Result<()> {
+        // To the reactor an eventfd is like a pipe; a read takes the count and ends readiness.
+        let rung = pipe::Receiver::from_owned_fd_unchecked(event.as_fd().try_clone_to_owned()?)?;
+        loop {
+            let now = self.now();
+            let next = self.control.borrow_mut().turn(now);
+            while let Some(event) = { self.control.borrow_mut().poll_event() } {
+                if matches!(event, Event::Stopped) {
+                    return Ok(());
+                }
+                self.pass_on(event);
+            }
+            let at_once = next.is_some_and(|next| next <= now);
+            if at_once || !parker.prepare_park(|| self.control.borrow_mut().has_news()) {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let sleep = async {
+                match next {
+                    Some(next) => tokio::time::sleep(Duration::from_nanos((next - now).0)).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                ready = rung.readable() => {
+                    ready?;
+                    // It fails only if another wake-up was faster.
+                    let _ = rung.try_read(&mut [0; 8]);
+                }
+                () = self.wake.notified() => {}
+                () = sleep => {}
+            }
+            parker.awake();
+        }
+    }
+
+    /// Begins the end; `run` returns when it is reached.
+    pub(crate) fn drain(&self) {
+        self.draining.set(true);
+        self.control.borrow_mut().drain();
+        self.wake.notify_one();
+    }
+
+    /// Claims a volume that the store has.
+    pub(crate) fn add_volume(&self, volume: Uuid, name: &str, takeover: bool) {
+        self.control.borrow_mut().add_volume(self.now(), volume, name, takeover);
+        self.wake.notify_one();
+    }
+
+    /// The volumes that the store lists are all known.
+    pub(crate) fn forget_unlisted(&self) {
+        if let Err(e) = self.control.borrow_mut().forget_unlisted() {
+            log::warn!("{e}");
+        }
+        self.wake.notify_one();
+    }
+
+    /// Waits until every volume is served or refused.
+    pub(crate) async fn settled(&self) {
+        while self.control.borrow().volumes().iter().any(|volume| volume.state == "starting") {
+            self.changed.notified().await;
+        }
+    }
+
+    /// Bytes that are not in the store, for the log of a drain.
+    pub(crate) async fn dirty_bytes(&self) -> u64 {
+        let cores = self.report().await;
+        bytes(shards(&cores).map(|shard| shard.usage.dirty_blocks).sum())
+    }
+
+    fn pass_on(&self, event: Event) {
+        let ticket = match &event {
+            Event::Pushed { ticket, .. } | Event::Report { ticket, .. } => *ticket,
+            Event::Quiet { ticket } => *ticket,
+            Event::Served { name } | Event::Refused { name, .. } => {
+                let status = self.control.borrow().volumes();
+                if let Some(status) = status.iter().find(|status| status.name == *name) {
+                    (self.on_served)(status);
+                }
+                return self.changed.notify_waiters();
+            }
+            Event::Stopped => return,
+        };
+        if let Some(waiter) = self.waiters.borrow_mut().remove(&ticket) {
+            // Nobody waits any more if the client has gone.
+            let _ = waiter.send(event);
+        }
+    }
+
+    fn wait_for(&self, ticket: Ticket) -> oneshot::Receiver<Event> {
+        let (tx, rx) = oneshot::channel();
+        self.waiters.borrow_mut().insert(ticket, tx);
+        self.wake.notify_one();
+        rx
+    }
+
+    async fn report(&self) -> Vec<CoreStatus> {
+        let ticket = self.control.borrow_mut().report();
+        match self.wait_for(ticket).await {
+            Ok(Event::Report { cores, .. }) => cores,
+            _ => Vec::new(),
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<VolumeStatus> {
+        self.control.borrow().volumes().into_iter().find(|volume| volume.name == name)
+    }
+
+    async fn create(&self, name: &str, size: u64, object: u64) -> Result<(), String> {
+        let new = new_volume(name, size, object)?;
+        let head = volumes::create(&self.store, &new).await.map_err(|e| e.to_string())?;
+        self.add_volume(head.volume, name, false);
+        loop {
+            let Some(status) = self.find(name) else {
+                return Err(format!("volume '{name}' was made, but the server is draining"));
+            };
+            match (status.state, status.reason) {
+                ("starting", _) => self.changed.notified().await,
+                ("refused", Some(reason)) => {
+                    return Err(format!("volume '{name}' was made, but is not served: {reason}"));
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// The volumes of the store, or, if it does not answer, those that this server knows.
+    async fn list(&self, cores: &[CoreStatus]) -> Vec<VolumeLine> {
+        let own = self.control.borrow().volumes();
+        let mut lines: Vec<_> = match volumes::list(&self.store).await {
+            Ok(listed) => listed.iter().map(lines::of_listed).collect(),
+            Err(e) => {
+                log::warn!("volumes cannot be listed: {e}");
+                own.iter().map(lines::of_status).collect()
+            }
+        };
+        for line in &mut lines {
+            if let Some(status) = own.iter().find(|status| status.uuid.to_string() == line.uuid) {
+                lines::better(line, status, Some(dirty_of(cores, status.number)));
+            }
+        }
+        lines
+    }
+
+    async fn info(&self, name: &str) -> Result<VolumeInfo, String> {
+        let stored = volumes::info(&self.store, name).await;
+        let status = self.find(name);
+        let mut info = match (stored, &status) {
+            (Ok(info), _) => lines::of_info(name, &info),
+            (Err(_), Some(status)) => {
+                VolumeInfo { line: lines::of_status(status), ..VolumeInfo::default() }
+            }
+            (Err(e), None) => return Err(e.to_string()),
+        };
+        if let Some(status) = status {
+            let dirty = dirty_of(&self.report().await, status.number);
+            lines::better(&mut info.line, &status, Some(dirty));
+            let since = status.keeper.dirty_since.map_or(0, |since| (self.now() - since).0);
+            info.push = Some(lines::push_info(&status, since / 1_000_000_000));
+        }
+        Ok(info)
+    }
+
+    async fn delete(&self, name: &str, force: bool) -> Result<Deleted, String> {
+        let Some(status) = self.find(name) else {
+            return self.delete_stored(name, force).await;
+        };
+        let ours = matches!(status.state, "served" | "deleting");
+        if ours && !force {
+            let connections: u64 = self.report().await.iter().map(|core| core.connections).sum();
+            if connections > 0 {
+                return Err(format!(
+                    "{connections} clients are connected to this server, maybe to '{name}': \
+                     disconnect them, or use --force"
+                ));
+            }
+        }
+        if !ours {
+            // Another's, or nobody's: the store says whether it may go.
+            let deleted = self.delete_stored(name, force).await?;
+            self.close(status.uuid).await;
+            self.control.borrow_mut().finish_delete(status.uuid)?;
+            self.wake.notify_one();
+            return Ok(deleted);
+        }
+        self.close(status.uuid).await;
+        let deleted = self.delete_stored(name, true).await?;
+        self.control.borrow_mut().finish_delete(status.uuid)?;
+        self.wake.notify_one();
+        Ok(deleted)
+    }
+
+    /// Closes a volume to clients, and waits until nothing of it is on its way to the store.
+    async fn close(&self, volume: Uuid) {
+        let ticket = self.control.borrow_mut().begin_delete(volume);
+        if let Some(ticket) = ticket {
+            // It fails only if the loop has ended.
+            let _ = self.wait_for(ticket).await;
+        }
+    }
+
+    async fn delete_stored(&self, name: &str, force: bool) -> Result<Deleted, String> {
+        let deleted = volumes::delete(&self.store, name, force).await;
+        deleted.map(|d| Deleted { objects: d.objects, bytes: d.bytes }).map_err(|e| e.to_string())
+    }
+
+    /// Pushes volumes and says how far it is.
+    async fn push(&self, which: &[VolumeStatus], out: &mut Lines) -> Result<(), String> {
+        let mut waiting = Vec::new();
+        for volume in which {
+            let ticket = self.control.borrow_mut().push(self.now(), volume.uuid);
+            if let Some(ticket) = ticket {
+                waiting.push((volume, self.wait_for(ticket)));
+            }
+        }
+        let mut failed = Vec::new();
+        for (volume, mut done) in waiting {
+            let event = loop {
+                tokio::select! {
+                    event = &mut done => break event,
+                    () = tokio::time::sleep(PROGRESS_EVERY) => self.progress(which, out).await?,
+                }
+            };
+            if !matches!(event, Ok(Event::Pushed { committed: true, .. })) {
+                let status = self.find(&volume.name);
+                let state = status.as_ref().map_or("gone", |status| status.state);
+                let reason = status.as_ref().and_then(|status| status.reason.as_deref());
+                let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+                failed.push(format!(
+                    "volume '{}' was not pushed: it is {state}{reason}",
+                    volume.name
+                ));
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(failed.join("\n")) }
+    }
+
+    async fn progress(&self, which: &[VolumeStatus], out: &mut Lines) -> Result<(), String> {
+        let now = self.control.borrow().volumes();
+        let pushed = now.iter().filter(|now| which.iter().any(|volume| volume.uuid == now.uuid));
+        let (left, total) = pushed.fold((0, 0), |(left, total), volume| {
+            (left + volume.keeper.backlog_bytes, total + volume.keeper.push_bytes)
+        });
+        out.send(&Answer::Progress { done_bytes: total - left, total_bytes: total }).await
+    }
+
+    fn cache_info(&self, cores: &[CoreStatus]) -> CacheInfo {
+        let mut info = CacheInfo {
+            path: self.facts.cache_path.clone(),
+            device_bytes: self.facts.device_bytes,
+            shards: self.facts.shards,
+            stranded_bytes: bytes(self.control.borrow().stranded_blocks()),
+            ..CacheInfo::default()
+        };
+        for shard in shards(cores) {
+            let (usage, counters) = (&shard.usage, &shard.counters);
+            info.nvme_bytes += bytes(usage.nvme_blocks);
+            info.nvme_capacity_bytes += bytes(usage.nvme_capacity);
+            info.ram_bytes += bytes(usage.ram_blocks);
+            info.ram_capacity_bytes += bytes(usage.ram_capacity);
+            info.dirty_bytes += bytes(usage.dirty_blocks);
+            info.onodes += usage.onodes;
+            info.read_bytes += bytes(counters.read_blocks);
+            info.read_ram_bytes += bytes(counters.ram_blocks);
+            info.read_nvme_bytes += bytes(counters.nvme_blocks);
+            info.fetched_bytes += bytes(counters.fetched_blocks);
+            info.written_bytes += bytes(counters.written_blocks);
+            info.pushed_bytes += bytes(counters.pushed_blocks);
+            info.moved_bytes += bytes(counters.moved_blocks);
+            info.dropped_bytes += bytes(counters.dropped_blocks);
+            info.device_flushes += counters.flushes;
+            info.device_errors += counters.device_errors;
+            info.damaged_blocks += counters.damaged_blocks;
+            info.lost_blocks += counters.lost_blocks;
+        }
+        info
+    }
+
+    async fn purge(&self, force: bool) -> Result<Purged, String> {
+        let before = self.cache_info(&self.report().await);
+        let dirty = before.dirty_bytes + before.stranded_bytes;
+        if dirty > 0 && !force {
+            return Err(format!(
+                "{} are dirty ({dirty} bytes): push them with `heeler cache flush`, or drop them \
+                 for ever with --force",
+                Size(dirty)
+            ));
+        }
+        let purged = self.control.borrow_mut().purge(self.now(), force)?;
+        let after = self.cache_info(&self.report().await);
+        let dropped = before.dirty_bytes.saturating_sub(after.dirty_bytes);
+        let held = |info: &CacheInfo| info.nvme_bytes + info.ram_bytes;
+        Ok(Purged {
+            dirty_bytes: dropped + bytes(purged.stranded_blocks),
+            clean_bytes: held(&before).saturating_sub(held(&after)).saturating_sub(dropped),
+        })
+    }
+
+    async fn status(&self) -> Status {
+        let cores = self.report().await;
+        let counters = self.store.counters();
+        let core = |(cpu, core): (&u32, &CoreStatus)| CoreInfo {
+            cpu: *cpu,
+            shards: core.shards.iter().map(|shard| shard.shard.0).collect(),
+            connections: core.connections,
+            requests: core.requests,
+            mails: core.mails,
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_seconds: self.start.elapsed().as_secs(),
+            draining: self.draining.get(),
+            listen: self.facts.listen.clone(),
+            cores: self.facts.cpus.iter().zip(&cores).map(core).collect(),
+            store: StoreInfo {
+                url: self.facts.store_url.clone(),
+                gets: counters.gets,
+                get_bytes: counters.get_bytes,
+                puts: counters.puts,
+                put_bytes: counters.put_bytes,
+                deletes: counters.deletes,
+                lists: counters.lists,
+                retries: counters.retries,
+                failures: counters.failures,
+            },
+            cache: self.cache_info(&cores),
+            volumes: self.list(&cores).await,
+        }
+    }
+
+    async fn answer(&self, request: Request, out: &mut Lines) -> Result<Answer, String> {
+        Ok(match request {
+            Request::Store => done(&self.facts.store_url),
+            Request::Status => done(&self.status().await),
+            Request::VolumeCreate { name, size_bytes, object_bytes } => {
+                done(&self.create(&name, size_bytes, object_bytes).await?)
+            }
+            Request::VolumeList => done(&self.list(&self.report().await).await),
+            Request::VolumeInfo { name } => done(&self.info(&name).await?),
+            Request::VolumeDelete { name, force } => done(&self.delete(&name, force).await?),
+            Request::VolumePush { name } => {
+                let volume = self.find(&name);
+                let volume = volume.ok_or_else(|| format!("this server has no volume '{name}'"))?;
+                done(&self.push(&[volume], out).await?)
+            }
+            Request::CacheInfo => done(&self.cache_info(&self.report().await)),
+            Request::CacheFlush => {
+                let mut all = self.control.borrow().volumes();
+                // Nothing of them can be pushed; `status` shows them.
+                all.retain(|volume| !matches!(volume.state, "refused" | "fenced" | "deleting"));
+                done(&self.push(&all, out).await?)
+            }
+            Request::CachePurge { force } => done(&self.purge(force).await?),
+        })
+    }
+
+    /// Answers the requests of one client.
+    async fn serve_client(&self, stream: UnixStream) -> Result<(), String> {
+        let (reader, writer) = stream.into_split();
+        let mut reader = BufReader::new(reader);
+        let mut out = Lines(writer);
+        loop {
+            let mut line = String::new();
+            let mut limited = tokio::io::AsyncReadExt::take(&mut reader, REQUEST_BYTES_MAX);
+            let read = limited.read_line(&mut line).await.map_err(|e| e.to_string())?;
+            if read == 0 {
+                return Ok(());
+            }
+            let answer = match serde_json::from_str(&line) {
+                Ok(request) => self.answer(request, &mut out).await.unwrap_or_else(Answer::Failed),
+                Err(e) => Answer::Failed(format!("not a request: {e}")),
+            };
+            out.send(&answer).await?;
+        }
+    }
+
+    /// Accepts clients of the admin socket for ever. Wants a tokio `LocalSet`.
+    pub(crate) async fn listen(self: Rc<Self>, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let this = self.clone();
+                    drop(tokio::task::spawn_local(async move {
+                        if let Err(e) = this.serve_client(stream).await {
+                            log::debug!("admin client: {e}");
+                        }
+                    }));
+                }
+                Err(e) => {
+                    log::warn!("admin socket: {e}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+/// The way back to a client.
+struct Lines(tokio::net::unix::OwnedWriteHalf);
+
+impl Lines {
+    async fn send(&mut self, answer: &Answer) -> Result<(), String> {
+        let mut line = serde_json::to_vec(answer).expect("answers are plain data");
+        line.push(b'\n');
+        self.0.write_all(&line).await.map_err(|e| e.to_string())
+    }
+}
+
+fn done<T: serde::Serialize>(value: &T) -> Answer {
+    Answer::Done(serde_json::to_value(value).expect("answers are plain data"))
+}
+
+/// What a volume is made from, or why there can be none like it.
+pub(crate) fn new_volume(name: &str, size: u64, object: u64) -> Result<NewVolume<'_>, String> {
+    if size == 0 || !size.is_multiple_of(bytes(1)) {
+        return Err(format!("{size} bytes: the size must be a multiple of 4096, and not 0"));
+    }
+    if !object.is_power_of_two() {
+        return Err(format!("objects of {object} bytes: the size must be a power of two"));
+    }
+    let object_shift = object.trailing_zeros() as u8;
+    Ok(NewVolume { name, blocks: size / bytes(1), object_shift, unix_secs: unix_secs() })
+}
+
+fn shards(cores: &[CoreStatus]) -> impl Iterator<Item = &heeler_driver::mail::ShardStatus> {
+    cores.iter().flat_map(|core| &core.shards)
+}
+
+fn dirty_of(cores: &[CoreStatus], volume: VolumeId) -> u64 {
+    let dirty = shards(cores).flat_map(|shard| &shard.dirty);
+    dirty.filter(|(of, _)| *of == volume).map(|(_, blocks)| blocks).sum()
+}

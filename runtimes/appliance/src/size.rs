@@ -1,0 +1,106 @@
+//! Sizes as people write and read them: `4G`, `512M`, `4.0 GiB`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{Error as _, Unexpected};
+use serde::{Deserialize, Deserializer};
+
+/// A number of bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    /// Digits and a unit: `K`, `M`, `G`, `T` or `P`, powers of 1024, with or without `iB` or `B`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let help = || format!("'{text}' is not a size; write it like 512M, 4G or 1T");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let number: u64 = text[..digits].parse().map_err(|_| help())?;
+        let unit = text[digits..].trim_start().to_ascii_uppercase();
+        let unit = unit.strip_suffix("IB").or_else(|| unit.strip_suffix('B')).unwrap_or(&unit);
+        let shift = match unit {
+            "" => 0,
+            "K" => 10,
+            "M" => 20,
+            "G" => 30,
+            "T" => 40,
+            "P" => 50,
+            _ => return Err(help()),
+        };
+        let bytes = number.checked_mul(1 << shift);
+        bytes.map(Self).ok_or_else(|| format!("'{text}' is more than can be counted"))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        let mut unit = 0;
+        while unit + 1 < units.len() && self.0 >> (10 * (unit + 1)) > 0 {
+            unit += 1;
+        }
+        let scale = 1u64 << (10 * unit);
+        if self.0.is_multiple_of(scale) {
+            write!(f, "{} {}", self.0 / scale, units[unit])
+        } else {
+            write!(f, "{:.1} {}", self.0 as f64 / scale as f64, units[unit])
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    /// A number of bytes, or text as above.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Bytes(u64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Bytes(bytes) => Ok(Self(bytes)),
+            Written::Text(text) => text.parse().map_err(|_| {
+                D::Error::invalid_value(Unexpected::Str(&text), &"a size like 512M or 4G")
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [
+            ("4G", 4 << 30),
+            ("512M", 512 << 20),
+            ("64k", 64 << 10),
+            ("4 GiB", 4 << 30),
+            ("1tb", 1 << 40),
+            ("4096", 4096),
+            ("0", 0),
+        ] {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "G", "4X", "-1", "1.5G", "4GG", "99999999999P"] {
+            text.parse::<Size>().expect_err(text);
+        }
+    }
+
+    #[test]
+    fn sizes_are_shown() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (4 << 30, "4 GiB"),
+            ((3 << 30) / 2, "1.5 GiB"),
+            (4097 << 10, "4.0 MiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(Size(bytes).to_string(), text);
+        }
+    }
+}
