@@ -171,6 +171,12 @@ impl Region {
         region
     }
 
+    /// Whether the payload of an entry is what it should be.
+    fn holds(&self, (at, crcs): &Found) -> bool {
+        let pages = self.bytes.chunks_exact(BLOCK_BYTES).skip(at.page as usize);
+        pages.zip(crcs).all(|(page, crc)| crc32c(0, page) == *crc)
+    }
+
     fn recover(&mut self) -> Recovered {
         self.recover_without(&[]).0
     }
@@ -281,6 +287,17 @@ fn a_torn_record_is_dropped_and_what_follows_counts() {
         assert_eq!(recovered.torn, u64::from(page > 0));
         assert!(recovered.next_seq >= region.next_seq);
     }
+}
+
+#[test]
+fn a_durable_record_is_not_torn_but_damaged() {
+    // The payload of the open segment's first record, which the last record says is durable: the
+    // entry stays, with its checksum, so that a read finds the damage.
+    let mut region = Region::filled(2);
+    region.page_mut(2 * PAGES + 1)[9] ^= 1;
+    let recovered = region.recover();
+    assert_eq!(found(&recovered), region.expected(&[]));
+    assert_eq!(recovered.torn, 0);
 }
 
 #[test]

@@ -20,14 +20,21 @@ impl Random {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// Recovery finds it if all of it is there.
+    Written,
+    /// Recovery must find it.
+    Durable,
+    /// Its segment was freed: recovery may find it until that is known, and nobody needs it.
+    Freed,
+}
+
 /// An entry that recovery may find.
 #[derive(Debug)]
 struct Known {
     found: Found,
-    /// The use of its segment.
-    segment_seq: u64,
-    /// It is durable, and its segment in use: recovery must find it.
-    must: bool,
+    state: State,
 }
 
 fn key(found: &Found) -> (u64, u32, u32) {
@@ -71,7 +78,9 @@ impl World {
         }
         self.log.flush();
         for known in self.known.values_mut() {
-            known.must = self.uses[(known.found.0.page / PAGES) as usize] == known.segment_seq;
+            if known.state == State::Written {
+                known.state = State::Durable;
+            }
         }
     }
 
@@ -81,7 +90,9 @@ impl World {
         let tail = self.tail;
         self.uses[tail as usize] = 0;
         for known in self.known.values_mut() {
-            known.must &= known.found.0.page / PAGES != tail;
+            if known.found.0.page / PAGES == tail {
+                known.state = State::Freed;
+            }
         }
         self.tail = (tail + 1) % SEGMENTS;
     }
@@ -111,8 +122,7 @@ impl World {
         let write = self.log.make_record(&parts);
         self.pending.push(write);
         for found in self.log.written.drain(..) {
-            let segment_seq = self.log.segment_seq;
-            self.known.insert(key(&found), Known { found, segment_seq, must: false });
+            self.known.insert(key(&found), Known { found, state: State::Written });
         }
     }
 
@@ -144,9 +154,13 @@ impl World {
             let was = known.remove(&key(&found));
             let was = was.unwrap_or_else(|| panic!("came back from the dead: {:?}", found.0));
             assert_eq!(was.found, found);
-            self.known.insert(key(&found), Known { must: true, ..was });
+            assert!(
+                was.state != State::Written || self.log.holds(&found),
+                "never durable, and not there"
+            );
+            self.known.insert(key(&found), Known { state: State::Durable, ..was });
         }
-        let missing = known.values().find(|known| known.must);
+        let missing = known.values().find(|known| known.state == State::Durable);
         assert!(missing.is_none(), "durable, but lost: {missing:?}");
         let seqs = &recovered.segment_seqs;
         assert!(seqs.iter().all(|seq| *seq < recovered.next_segment_seq));
