@@ -384,7 +384,8 @@ impl Recovery {
             self.state = State::Done;
             return;
         };
-        // An empty newest segment is the last recovery's fence: it is raised, not followed by another.
+        // An empty newest segment is the last recovery's fence: it is raised, not followed by
+        // another.
         let empty = !self.out.entries.iter().any(|entry| entry.at.page / pages == newest);
         let fence = if empty { newest } else { (newest + 1) % segments };
         let held = seqs[fence as usize];

@@ -194,9 +194,11 @@ fn functions_fit_a_screen() {
     let mut found = Vec::new();
     let mut seen = 0;
     for source in sources().iter().filter(|source| source.is("rs")) {
+        // A test may tell a long story.
+        let tests = source.path.contains("tests/");
         for (first, lines) in functions(source) {
             seen += 1;
-            if lines > FUNCTION_LINES_MAX {
+            if lines > FUNCTION_LINES_MAX && !tests {
                 found.push(format!("{}:{first}: {lines} lines", source.path));
             }
         }

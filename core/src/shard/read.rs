@@ -341,8 +341,8 @@ impl Shard<'_> {
 
     /// A page of the region does not hold what it should, or (`read` false) could not be read. What
     /// was clean is forgotten and fetched again; what has moved on is looked for again. What was
-    /// dirty and could not be read may be there the next time; what was dirty and is damaged is lost
-    /// and says so.
+    /// dirty and could not be read may be there the next time; what was dirty and is damaged is
+    /// lost and says so.
     fn damaged(
         &mut self,
         page: u32,

@@ -301,36 +301,47 @@ fn random_records_and_footers_fit_and_come_back() {
     live(99, 512, 3000);
 }
 
-#[test]
-fn records_of_small_entries_leave_room_for_the_footer() {
-    // All that a segment can hold of entries without payload, and of one-block entries.
-    for segment_pages in [64, 128, 256, 1024, 2048] {
-        for blocks in [0, 1] {
-            let mut log = new_log(layout(segment_pages));
-            let mut page = 0;
-            while log.free_segments() > RESERVED_SEGMENTS {
-                let Some(_) = log.begin(blocks, false) else {
-                    let (slot, _, _) = log.close().expect("the record is full");
-                    log.complete(slot);
-                    if let Some(footer) = log.take_footer() {
-                        let segment = footer.at / segment_pages;
-                        assert!(footer.at > page || page / segment_pages != segment);
-                        assert!(footer.count as usize + LOG_DEPTH < meta_pages(segment_pages));
-                        log.footer_done();
-                    }
-                    continue;
-                };
-                let kind = if blocks == 0 { EntryKind::Zeroes } else { EntryKind::Dirty };
-                let volume = VolumeId(1);
-                let entry = Entry { volume, object: 0, first: 0, count: 1, kind, epoch: Epoch(1) };
-                log.push_entry(entry, None);
-                if blocks > 0 {
-                    let addr = BlockAddr(0);
-                    let buffer = BufferId::NONE;
-                    let block = RecordBlock { crc: 0, buffer, addr, role: Role::Pinned };
-                    page = log.push_block(PageId(5000), block);
-                }
+/// Fills all segments but the reserved ones. Each record first gets one entry of up to `large`
+/// blocks, then entries of `small` blocks until it is full.
+fn fill_up(segment_pages: u32, large: usize, small: usize) {
+    let mut log = new_log(layout(segment_pages));
+    let mut ends = [0; SEGMENTS as usize];
+    let mut footers = 0;
+    while log.free_segments() > RESERVED_SEGMENTS {
+        let blocks = if log.has_open() { small } else { large };
+        if let Some(room) = log.begin(blocks, false) {
+            let kind = if room == 0 { EntryKind::Zeroes } else { EntryKind::Dirty };
+            let (volume, count) = (VolumeId(1), room.max(1) as u16);
+            log.push_entry(
+                Entry { volume, object: 0, first: 0, count, kind, epoch: Epoch(1) },
+                None,
+            );
+            for _ in 0..room {
+                let (addr, buffer) = (BlockAddr(0), BufferId::NONE);
+                let block = RecordBlock { crc: 0, buffer, addr, role: Role::Pinned };
+                log.push_block(PageId(5000), block);
             }
+            continue;
+        }
+        let (slot, at, count) = log.close().expect("the record is full");
+        ends[(at / segment_pages) as usize] = at + count;
+        log.complete(slot);
+        if let Some(footer) = log.take_footer() {
+            let end = ends[(footer.at / segment_pages) as usize];
+            assert!(footer.at >= end, "a footer at {} over a record up to {end}", footer.at);
+            assert!(footer.count as usize + LOG_DEPTH < meta_pages(segment_pages));
+            log.footer_done();
+            footers += 1;
+        }
+    }
+    assert!(footers > 5);
+}
+
+#[test]
+fn full_records_leave_room_for_the_footer() {
+    for segment_pages in [64, 128, 256, 1024, 2048] {
+        for (large, small) in [(0, 0), (1, 1), (256, 0), (256, 1), (20, 0), (3, 2)] {
+            fill_up(segment_pages, large, small);
         }
     }
 }
