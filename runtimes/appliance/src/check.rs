@@ -8,11 +8,12 @@ use heeler_core::wire::log::EntryKind;
 use heeler_core::wire::names::Uuid;
 use heeler_core::wire::superblock::{Superblock, VolumeTable};
 use heeler_driver::start::CacheDevice;
-use heeler_hw::{AlignedBuf, BackingFile, BlockFile, FileError, IoError, crc32c};
+use heeler_hw::{AlignedBuf, BlockFile, FileError, IoError, crc32c};
 use heeler_store::{Store, check, volumes};
 
 use crate::cli::CheckArgs;
 use crate::client::Bar;
+use crate::files::open_when_free;
 use crate::lines::bytes;
 use crate::settings::Place;
 use crate::size::Size;
@@ -103,7 +104,7 @@ fn check_cache(place: &Place) -> usize {
         println!("cache {path}: none");
         return 0;
     }
-    let file = match BackingFile::open(&place.cache) {
+    let file = match open_when_free(&place.cache) {
         Ok(file) => file,
         Err(FileError::Locked(_)) => {
             println!("cache {path}: in use by a running server; stop it to have this checked");

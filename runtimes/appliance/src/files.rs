@@ -5,14 +5,20 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use heeler_core::wire::superblock::REGIONS_PAGE;
 use heeler_driver::start::{CacheDevice, CacheError};
-use heeler_hw::{AlignedBuf, BackingFile, BlockFile, IoError, PAGE_BYTES};
+use heeler_hw::{AlignedBuf, BackingFile, BlockFile, FileError, IoError, PAGE_BYTES};
 
 use crate::client::Bar;
 use crate::settings::Settings;
 use crate::size::Size;
+
+/// How long a start waits for the lock of the cache, and how often it tries.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The opened cache file, shared by the cores and the volume table.
 #[derive(Clone, Debug)]
@@ -87,7 +93,7 @@ pub(crate) fn open_cache(settings: &Settings) -> Result<CacheDevice<SharedFile>,
     let path = &settings.place.cache;
     let file = match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => create(settings)?,
-        _ => BackingFile::open(path).map_err(|e| format!("the cache: {e}"))?,
+        _ => open_when_free(path).map_err(|e| format!("the cache: {e}"))?,
     };
     let file = SharedFile(Arc::new(file));
     let failed = |e: CacheError| format!("the cache {}: {e}", path.display());
@@ -111,6 +117,20 @@ pub(crate) fn open_cache(settings: &Settings) -> Result<CacheDevice<SharedFile>,
         );
     }
     Ok(device)
+}
+
+/// Opens a cache that a server may have left a moment ago: the kernel keeps the lock until the last
+/// operation of a process that has ended is over.
+pub(crate) fn open_when_free(path: &Path) -> Result<BackingFile, FileError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match BackingFile::open(path) {
+            Err(FileError::Locked(_)) if Instant::now() < deadline => {
+                thread::sleep(LOCK_AGAIN);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn create(settings: &Settings) -> Result<BackingFile, String> {
