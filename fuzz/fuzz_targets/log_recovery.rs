@@ -1,6 +1,5 @@
 //! Any bytes as a region of the log, also with sound checksums: recovery ends, never panics, writes
-//! only where a footer may lie, and what it returns lies in the region. A second recovery of what
-//! the first one left finds the same.
+//! only where a footer may lie, and what it returns lies in the region.
 #![no_main]
 
 use heeler_core::ids::{BLOCK_BYTES, Epoch, VolumeId};
@@ -22,11 +21,9 @@ fuzz_target!(|data: &[u8]| {
     while !data.0.is_empty() {
         put_something(&mut data, &mut region);
     }
-    let first = recover(&mut region, broken);
-    if broken == SEGMENTS {
-        let second = recover(&mut region, broken);
-        assert_eq!(entries(&first), entries(&second));
-    }
+    recover(&mut region, broken);
+    // What the first one left is another strange region.
+    recover(&mut region, SEGMENTS);
 });
 
 /// The fuzzer's bytes; zeroes after their end.
@@ -157,7 +154,7 @@ fn put_footer(data: &mut Data<'_>, segment: u32, region: &mut [u8]) {
     }
 }
 
-fn recover(region: &mut [u8], broken: u32) -> Recovered {
+fn recover(region: &mut [u8], broken: u32) {
     let mut recovery = Recovery::new(LAYOUT, crc);
     for _ in 0..8 * SEGMENTS {
         match recovery.need() {
@@ -174,9 +171,7 @@ fn recover(region: &mut [u8], broken: u32) -> Recovered {
                 recovery.handle_written();
             }
             Need::Done => {
-                let recovered = recovery.finish();
-                check(&recovered);
-                return recovered;
+                return check(&recovery.finish());
             }
         }
     }
@@ -199,14 +194,4 @@ fn check(recovered: &Recovered) {
     for volume in 0..4 {
         let _ = recovered.volume(VolumeId(volume));
     }
-}
-
-fn entries(recovered: &Recovered) -> Vec<(u32, u64, u32, Vec<u32>)> {
-    let each = recovered.entries.iter().map(|entry| {
-        let crcs = &recovered.crcs[entry.crc as usize..][..entry.at.entry.pages() as usize];
-        (entry.at.page, entry.at.seq, entry.at.entry.object, crcs.to_vec())
-    });
-    let mut entries: Vec<_> = each.collect();
-    entries.sort_unstable();
-    entries
 }
