@@ -1,0 +1,51 @@
+# The two that matter: `make serve` and `make test`. Each installs what it lacks, builds and runs.
+
+SHELL := /bin/bash
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# As in `make serve ARGS="--cache-size 8G --memory 2G"`.
+ARGS ?=
+
+.PHONY: help serve test check loom fuzz system bench clean
+
+help:
+	@echo 'make serve   build the appliance and serve a disk (ARGS="..." are passed on)'
+	@echo 'make test    everything: style, lints, unit, model, loom, fuzz and system tests'
+	@echo 'make check   what is fast of it: style, lints, unit and model tests'
+	@echo 'make loom    every interleaving of what crosses cores'
+	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (10)'
+	@echo 'make system  the appliance with real clients (TESTS="..." names some)'
+	@echo 'make bench   the appliance beside its peers'
+
+serve:
+	@tests/install serve
+	cargo build --release -p heeler
+	exec $(TARGET)/release/heeler serve $(ARGS)
+
+test:
+	@tests/install serve test s3
+	@tests/run style lints units no_std loom fuzz s3 system
+
+check:
+	@tests/install serve
+	@tests/run style lints units
+
+loom:
+	@tests/install serve
+	@tests/run loom
+
+fuzz:
+	@tests/install serve test
+	@tests/run fuzz
+
+system:
+	@tests/install serve test s3
+	@tests/run s3 system
+
+bench:
+	@tests/install serve test
+	cargo build --release -p heeler
+	tests/benches/run
+
+clean:
+	cargo clean
+	cargo clean --manifest-path fuzz/Cargo.toml

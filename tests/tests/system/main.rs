@@ -1,0 +1,20 @@
+//! The appliance with real clients: `nbdinfo`, `nbdcopy`, `qemu-img`, `qemu-io`, `fio` and libnbd's
+//! Python bindings, over a directory store and over an S3 server on loopback.
+//!
+//! Each test starts servers of its own in a directory of its own, waits for what it can see (a
+//! socket that answers, a line of output) and never for a time to pass. When a test fails, its
+//! servers' logs are printed and its directory is kept.
+//!
+//! `HEELER` names the binary (default: `target/release/heeler`), `HEELER_MOTO` the S3 server
+//! (default: `moto_server`). `make test` sets both.
+#![cfg(not(loom))]
+
+mod admin;
+mod clients;
+mod damage;
+mod durability;
+mod hammer;
+mod outage;
+mod ownership;
+mod rig;
+mod s3;
