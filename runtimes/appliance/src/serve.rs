@@ -132,9 +132,11 @@ async fn control_thread(settings: &Settings, parts: Parts) -> Result<(), String>
     let takeover = settings.takeover;
     let volumes = find_volumes(server.clone(), takeover);
     tokio::select! {
-        ended = server.run(parker, event) => ended.map_err(failed("the control thread")),
-        fatal = volumes => Err(fatal),
+        ended = server.run(parker, event) => ended.map_err(failed("the control thread"))?,
+        fatal = volumes => return Err(fatal),
     }
+    let lost = server.lost();
+    if lost.is_empty() { Ok(()) } else { Err(lost.join("\n")) }
 }
 
 /// Claims the volumes of the store as soon as it answers. Returns only what makes it hopeless.

@@ -184,6 +184,14 @@ impl Server {
         }
     }
 
+    /// The volumes that were lost to another owner, and why.
+    pub(crate) fn lost(&self) -> Vec<String> {
+        let volumes = self.control.borrow().volumes();
+        let lost = volumes.into_iter().filter(|volume| volume.state == "fenced");
+        lost.map(|volume| format!("volume {}: {}", volume.name, volume.reason.unwrap_or_default()))
+            .collect()
+    }
+
     /// Bytes that are not in the store, for the log of a drain.
     pub(crate) async fn dirty_bytes(&self) -> u64 {
         let cores = self.report().await;
@@ -553,3 +561,6 @@ fn dirty_of(cores: &[CoreStatus], volume: VolumeId) -> u64 {
     let dirty = shards(cores).flat_map(|shard| &shard.dirty);
     dirty.filter(|(of, _)| *of == volume).map(|(_, blocks)| blocks).sum()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use heeler_core::event::{ToKeeper, ToShard};
+use heeler_core::ids::{CoreId, Epoch, ShardId};
+use heeler_core::wire::superblock::Superblock;
+use heeler_driver::control::Setup;
+use heeler_driver::mail::{FromControl, ShardStatus, ToControl};
+use heeler_driver::wires::{CoreWires, wire};
+use heeler_hw::BackingFile;
+use heeler_store::{Place, StoreConfig};
+use tokio::task::{LocalSet, spawn_local};
+
+use super::*;
+
+/// A core that has one shard, which is dirty until it is pushed or purged by force.
+struct Core {
+    wires: CoreWires,
+    dirty: u64,
+}
+
+impl Core {
+    async fn run(mut self) {
+        loop {
+            while let Ok(mail) = self.wires.from_control.pop() {
+                let answer = match mail {
+                    FromControl::Report { ticket } => Some(self.status(ticket)),
+                    FromControl::Shard { shard, mail } => self.push(shard, mail),
+                    FromControl::Purge { force: true } => {
+                        self.dirty = 0;
+                        None
+                    }
+                    FromControl::Drain => Some(ToControl::Drained(CoreId(0))),
+                    FromControl::Stop => return,
+                    _ => None,
+                };
+                if let Some(answer) = answer {
+                    self.wires.to_control.0.push(answer).expect("room");
+                    self.wires.to_control.1.ring();
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn status(&self, ticket: u64) -> ToControl {
+        let usage =
+            heeler_core::shard::ShardUsage { dirty_blocks: self.dirty, ..Default::default() };
+        let dirty = vec![(VolumeId(1), self.dirty)];
+        let shard = ShardStatus { shard: ShardId(0), usage, counters: Default::default(), dirty };
+        let status = CoreStatus { shards: vec![shard], ..CoreStatus::default() };
+        ToControl::Status { ticket, core: CoreId(0), status }
+    }
+
+    /// Plays the shard in a push of zeroes.
+    fn push(&mut self, shard: ShardId, mail: ToShard) -> Option<ToControl> {
+        let mail = match mail {
+            ToShard::Freeze { volume, next } => {
+                let epoch = Epoch(next.0 - 1);
+                let frozen = ToKeeper::Frozen { volume, epoch, blocks: 0 };
+                let frozen = ToControl::Keeper { shard, mail: frozen };
+                self.wires.to_control.0.push(frozen).expect("room");
+                ToKeeper::Pushed { volume, epoch }
+            }
+            ToShard::Committed { .. } => {
+                self.dirty = 0;
+                return None;
+            }
+            _ => return None,
+        };
+        Some(ToControl::Keeper { shard, mail })
+    }
+}
+
+fn temporary(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("heeler-admin-{name}-{}", std::process::id()))
+}
+
+/// Runs a server on a store in memory, with a played core, and a client beside it.
+fn with_server(name: &str, dirty: u64, client: impl AsyncFnOnce(&mut Client)) {
+    let path = temporary(name);
+    let file = BackingFile::create(&path, Superblock::bytes_min(1), &mut |_, _| {}).expect("file");
+    let device = CacheDevice::format(SharedFile(Arc::new(file)), [3; 16], 1).expect("formats");
+    let (mut cores, wires) = wire(1, true).expect("wires");
+    let core = Core { wires: cores.remove(0), dirty };
+    let start = std::time::Instant::now();
+    let mut count = 0;
+    let setup = Setup {
+        cache: Uuid([3; 16]),
+        shards: 1,
+        host: "here".into(),
+        clock: (since(start), unix_secs()),
+        random: Box::new(move || {
+            count += 1;
+            [count; 16]
+        }),
+        table: device.table().clone(),
+        logged: BTreeMap::new(),
+        cores: wires.links,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(LocalSet::new().run_until(async {
+        let store = Store::open(StoreConfig::new(Place::Memory)).expect("memory opens");
+        let wake = Rc::new(Notify::new());
+        let requests = Requests::new(store.clone(), wake.clone());
+        let control = Control::new(setup, requests, Table(device));
+        let facts = Facts {
+            store_url: "memory://".into(),
+            cache_path: "cache".into(),
+            device_bytes: 1,
+            shards: 1,
+            cpus: vec![0],
+            listen: vec![],
+        };
+        let server = Server::new(control, store, wake, facts, start, Box::new(|_| {}));
+        let server = Rc::new(server);
+        drop(spawn_local(core.run()));
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let serving = server.clone();
+        drop(spawn_local(async move { serving.serve_client(theirs).await }));
+        let (reader, writer) = ours.into_split();
+        let mut talk = Client { reader: BufReader::new(reader), writer };
+        let running = server.clone();
+        let event = wires.event.expect("made with events");
+        let run = spawn_local(async move { running.run(wires.parker, event).await });
+        client(&mut talk).await;
+        server.drain();
+        run.await.expect("no panic").expect("stops");
+    }));
+    fs::remove_file(path).expect("ours");
+}
+
+struct Client {
+    reader: BufReader<tokio::net::unix::OwnedReadHalf>,
+    writer: tokio::net::unix::OwnedWriteHalf,
+}
+
+impl Client {
+    async fn line(&mut self, line: &str) -> Answer {
+        self.writer.write_all(format!("{line}\n").as_bytes()).await.expect("writes");
+        loop {
+            let mut line = String::new();
+            self.reader.read_line(&mut line).await.expect("reads");
+            match serde_json::from_str(&line).expect("an answer") {
+                Answer::Progress { .. } => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn ask<T: serde::de::DeserializeOwned>(&mut self, request: &Request) -> T {
+        let line = serde_json::to_string(request).expect("plain data");
+        match self.line(&line).await {
+            Answer::Done(value) => serde_json::from_value(value).expect("the right kind"),
+            other => panic!("{request:?}: {other:?}"),
+        }
+    }
+
+    async fn refused(&mut self, request: &Request) -> String {
+        let line = serde_json::to_string(request).expect("plain data");
+        match self.line(&line).await {
+            Answer::Failed(text) => text,
+            other => panic!("{request:?}: {other:?}"),
+        }
+    }
+}
+
+fn create(size_bytes: u64) -> Request {
+    Request::VolumeCreate { name: "disk1".into(), size_bytes, object_bytes: 4 << 20 }
+}
+
+#[test]
+fn a_volume_from_creation_to_deletion() {
+    with_server("volume", 0, async |client| {
+        assert_eq!(client.ask::<Vec<VolumeLine>>(&Request::VolumeList).await, []);
+        client.ask::<()>(&create(1 << 30)).await;
+        assert!(client.refused(&create(1 << 30)).await.contains("already"));
+        assert!(client.refused(&create(1000)).await.contains("multiple of 4096"));
+        let status: Status = client.ask(&Request::Status).await;
+        let line = &status.volumes[0];
+        assert_eq!((line.name.as_str(), line.state.as_str()), ("disk1", "served"));
+        assert_eq!((line.size_bytes, line.owner.as_deref()), (1 << 30, Some("here")));
+        assert_eq!(status.store.url, "memory://");
+        let name = || "disk1".to_string();
+        client.ask::<()>(&Request::VolumePush { name: name() }).await;
+        let info: VolumeInfo = client.ask(&Request::VolumeInfo { name: name() }).await;
+        assert_eq!(info.push.expect("ours").phase, "clean");
+        let deleted: Deleted =
+            client.ask(&Request::VolumeDelete { name: name(), force: false }).await;
+        assert_eq!(deleted.objects, 2);
+        for gone in [
+            Request::VolumeInfo { name: name() },
+            Request::VolumeDelete { name: name(), force: true },
+            Request::VolumePush { name: name() },
+        ] {
+            assert!(client.refused(&gone).await.contains("'disk1'"));
+        }
+    });
+}
+
+#[test]
+fn a_purge_keeps_what_is_dirty_unless_forced() {
+    with_server("purge", 3, async |client| {
+        client.ask::<()>(&create(1 << 30)).await;
+        let line = client.ask::<Vec<VolumeLine>>(&Request::VolumeList).await.remove(0);
+        assert_eq!(line.dirty_bytes, Some(3 * 4096));
+        let refused = client.refused(&Request::CachePurge { force: false }).await;
+        assert!(refused.contains("12288 bytes") && refused.contains("--force"), "{refused}");
+        let purged: Purged = client.ask(&Request::CachePurge { force: true }).await;
+        assert_eq!(purged, Purged { dirty_bytes: 12288, clean_bytes: 0 });
+        client.ask::<()>(&Request::CacheFlush).await;
+        let info: CacheInfo = client.ask(&Request::CacheInfo).await;
+        assert_eq!((info.dirty_bytes, info.shards), (0, 1));
+    });
+}
+
+#[test]
+fn nonsense_is_answered_and_the_connection_goes_on() {
+    with_server("nonsense", 0, async |client| {
+        for line in ["", "{}", "[1", "{\"request\":\"reboot\"}"] {
+            let answer = client.line(line).await;
+            assert!(matches!(&answer, Answer::Failed(text) if text.contains("not a request")));
+        }
+        assert_eq!(client.ask::<String>(&Request::Store).await, "memory://");
+    });
+}
