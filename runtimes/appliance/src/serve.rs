@@ -85,7 +85,7 @@ struct Parts {
     device: CacheDevice<SharedFile>,
     store: Store,
     control: ControlWires,
-    logged: BTreeMap<VolumeId, Logged>,
+    logged: Found,
     cpus: Vec<u32>,
     admin: UnixListener,
 }
@@ -228,7 +228,7 @@ fn start_cores(
     arena: &Arena,
     file: &SharedFile,
     listeners: &[Listener],
-) -> Result<(Vec<JoinHandle<()>>, BTreeMap<VolumeId, Logged>), String> {
+) -> Result<(Vec<JoinHandle<()>>, Found), String> {
     let (report, reports) = mpsc::channel();
     let mut threads = Vec::with_capacity(cpus.len());
     for (&cpu, wires) in cpus.iter().zip(wires) {
@@ -251,7 +251,7 @@ fn start_cores(
         threads.push(thread.map_err(|e| format!("a core's thread: {e}"))?);
     }
     drop(report);
-    let mut logged: BTreeMap<VolumeId, Logged> = BTreeMap::new();
+    let mut logged = Found::new();
     for _ in cpus {
         let found = reports.recv().map_err(|_| "a core ended at its start".to_string())??;
         for (volume, found) in found {
@@ -263,7 +263,8 @@ fn start_cores(
     Ok((threads, logged))
 }
 
-type Report = Result<BTreeMap<VolumeId, Logged>, String>;
+/// What the logs of some shards hold.
+type Found = BTreeMap<VolumeId, Logged>;
 
 /// Recovers a core's shards and builds its loop, on the core's own thread.
 fn build_core(
@@ -271,13 +272,13 @@ fn build_core(
     plan: &Plan,
     arena: Arena,
     file: &SharedFile,
-    report: &mpsc::Sender<Report>,
+    report: &mpsc::Sender<Result<Found, String>>,
 ) -> Result<CoreLoop<'static, UringQueue>, String> {
     let core = wires.core;
     // Shards live as long as the process.
     let storage = Vec::leak(plan.storage_of(core));
     let hosted = plan.start_shards(core, file, storage).map_err(|e| format!("the cache: {e}"))?;
-    let mut found = BTreeMap::new();
+    let mut found = Found::new();
     for hosted in &hosted {
         Logged::add(&mut found, hosted.shard.recovered_entries());
     }

@@ -348,7 +348,10 @@ fn what_is_pushed_can_be_fetched_and_damage_is_not_handed_on() {
     assert_eq!(fetched(rig.mail_of(0)), Some(vec![]));
 
     let pack = names::pack_key(UUID, rig.newest_head().epoch, 0);
-    rig.store.borrow_mut().objects.get_mut(&pack).expect("a pack").last_mut().map(|b| *b ^= 1);
+    let damage = |store: &mut Objects| {
+        *store.objects.get_mut(&pack).expect("a pack").last_mut().expect("bytes") ^= 1;
+    };
+    damage(&mut rig.store.borrow_mut());
     rig.fetch(volume, 2, 4);
     assert!(rig.mail_of(0).is_empty(), "tried again first");
     (0..3).for_each(|_| rig.after(Duration::from_secs(1)));
