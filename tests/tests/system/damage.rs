@@ -10,7 +10,9 @@ use heeler_core::wire::superblock::{
 };
 use heeler_hw::crc32c;
 
+use crate::clients::qemu_io;
 use crate::rig::{Random, Scratch, Site, assert_begins, listing, python, run, said};
+use crate::s3::{Moto, Wire};
 
 /// A site whose cache holds a pushed image.
 fn filled(scratch: &Scratch) -> (Site, String) {
@@ -120,6 +122,33 @@ fn a_scribbled_clean_cache_is_refetched() {
         }
         server.stop();
     }
+}
+
+#[test]
+fn dirty_data_that_was_scribbled_is_an_error_never_other_data() {
+    let scratch = Scratch::new();
+    let moto = Moto::start(&scratch);
+    let wire = Wire::to(&moto);
+    let site = moto.site_by(&wire, &scratch);
+    site.make_volume("disk0");
+    let image = scratch.dense("image", 24 << 20, 46);
+    let server = site.serve(&[]);
+    wire.cut();
+    run("nbdcopy", &["--flush", &image, &server.uri("disk0")]);
+    // Records that come after a flush say so: what is before them cannot be a torn write. One for
+    // each of 64 objects reaches every shard.
+    let later: Vec<_> = (0..64).map(|i| format!("write -P 1 {}M 4k", 512 + 4 * i)).collect();
+    qemu_io(&server, "disk0", &later.iter().map(String::as_str).collect::<Vec<_>>());
+    server.kill();
+    let pages = fs::metadata(site.cache()).expect("the cache file").len() / BLOCK_BYTES as u64;
+    let mut random = Random(47);
+    for number in (u64::from(REGIONS_PAGE)..pages).step_by(41) {
+        put(&site.cache(), number, &random.bytes(BLOCK_BYTES as u64));
+    }
+    wire.mend();
+    let server = site.serve(&[]);
+    python("begins.py", &[&server.uri("disk0"), &image, "failures"]);
+    drop(server);
 }
 
 #[test]

@@ -80,6 +80,7 @@ fn fio_with_fsync_survives_a_kill() {
         "--size=32M",
         "--iodepth=16",
         "--verify=crc32c",
+        "--verify_state_save=0",
     ];
     let to = |uri: &str| format!("--uri={uri}");
     let fill = ["--rw=write", "--do_verify=0"];

@@ -1,7 +1,7 @@
 """Writes, and remembers what a crash of the server may leave behind.
 
-    hammer.py run URI STATE SEED    write until the connection breaks; prints "acked N" as it goes
-    hammer.py check URI STATE       compare with what was acknowledged; the state is then what is there
+    hammer.py run URI STATE SEED    write until the connection breaks; print "acked N" as it goes
+    hammer.py check URI STATE       compare with what was acknowledged, remember what is there
 
 Many requests are in flight over several connections, each in a lane of its own, so every sector
 has one acknowledged version and at most one that was on its way. Each 512-byte sector holds its
