@@ -1,6 +1,6 @@
-//! The client against a real S3 server on loopback. The tests named `s3_` need `moto_server` (from
-//! `PATH`, or named by `HEELER_MOTO`), so only the system tests run them:
-//! `cargo test -p heeler-store -- --ignored s3_`.
+//! The client against a real S3 server on loopback: `moto_server`, from `PATH` or named by
+//! `HEELER_MOTO`. Not among the default tests, because of that:
+//! `cargo test -p heeler-store --test s3`.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -77,7 +77,6 @@ impl Drop for Moto {
 }
 
 #[tokio::test]
-#[ignore = "needs moto_server"]
 async fn s3_keeps_the_contract() {
     let moto = Moto::start();
     let store = moto.store("s3://disks/some/prefix");
@@ -108,7 +107,6 @@ async fn s3_keeps_the_contract() {
 }
 
 #[tokio::test]
-#[ignore = "needs moto_server"]
 async fn s3_takes_a_whole_pack_and_lists_many_keys() {
     let moto = Moto::start();
     let store = moto.store("s3://disks");
@@ -131,7 +129,6 @@ async fn s3_takes_a_whole_pack_and_lists_many_keys() {
 }
 
 #[tokio::test]
-#[ignore = "needs moto_server"]
 async fn s3_failures_are_told_apart() {
     let moto = Moto::start();
     let missing = moto.store("s3://no-such-bucket");
@@ -175,7 +172,6 @@ async fn a_lost_answer_to_a_create_is_unknown() {
 }
 
 #[tokio::test]
-#[ignore = "needs moto_server"]
 async fn s3_holds_volumes() {
     let moto = Moto::start();
     let store = moto.store("s3://disks/prefix");
