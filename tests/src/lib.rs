@@ -1,0 +1,1 @@
+//! Tests of the whole: see `tests/`. There is nothing in the library itself.

@@ -73,7 +73,7 @@ impl History {
     }
 
     /// The writes that a sector's content can stem from.
-    fn sources<'a>(&'a self, sector: usize, content: u64) -> impl Iterator<Item = &'a Write> {
+    fn sources(&self, sector: usize, content: u64) -> impl Iterator<Item = &Write> {
         self.sectors[sector].iter().filter(move |write| {
             let zero = self.zeroes.contains(&write.stamp);
             if zero { content == 0 } else { write.stamp == content }

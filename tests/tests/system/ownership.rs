@@ -104,6 +104,27 @@ fn a_released_volume_moves_to_another_server_and_back() {
 }
 
 #[test]
+fn a_cache_of_another_store_is_not_believed() {
+    let scratch = Scratch::new();
+    let site = Site::new(&scratch);
+    site.make_volume("disk0");
+    let (ours, theirs) = (scratch.dense("ours", 2 << 20, 40), scratch.dense("theirs", 4 << 20, 41));
+    let server = site.serve(&[]);
+    run("nbdcopy", &[&ours, &server.uri("disk0")]);
+    server.stop();
+    let other = Site { data: scratch.at("b"), store: Vec::new(), env: Vec::new() };
+    other.make_volume("disk0");
+    let server = other.serve(&[]);
+    run("nbdcopy", &[&theirs, &server.uri("disk0")]);
+    server.stop();
+    // The same names, other volumes.
+    std::fs::copy(other.cache(), site.cache()).expect("the cache file");
+    let server = site.serve(&[]);
+    assert_begins(&server.uri("disk0"), &ours);
+    server.stop();
+}
+
+#[test]
 fn one_data_directory_has_one_server() {
     let scratch = Scratch::new();
     let site = Site::new(&scratch);
