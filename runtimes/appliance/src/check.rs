@@ -78,7 +78,7 @@ fn show(name: &str, report: &check::Report, deep: bool) -> usize {
     print_some(&report.errors);
     if !report.orphans.is_empty() {
         println!(
-            "  {} orphans of {} (left behind by a push that was cut short, or being pushed now; \
+            "  {} orphans of {} (overwritten, left by an interrupted push, or being pushed now; \
              harmless)",
             report.orphans.len(),
             Size(report.orphan_bytes)
