@@ -9,6 +9,7 @@ PEERS = {
     "nbdkit-file": "nbdkit's file plugin: through the page cache",
     "qemu-nbd": "qemu-nbd with O_DIRECT and io_uring, on the same file",
     "heeler": "2 GiB of RAM, so that reads hit in RAM",
+    "heeler-1core": "the same, serving on one core and leaving the others to the client",
     "heeler-nvme": "256 MiB of RAM, a quarter of the working set, so that reads hit on NVMe",
 }
 
