@@ -35,7 +35,7 @@ pub struct Leaf {
     pub dirty: [u16; 2],
     /// Blocks whose only copy was damaged: reading them is an error until they are written again.
     pub bad: u16,
-    /// Shadow only: blocks whose log copy is being moved by reclaim.
+    /// Shadow only: blocks whose place in the log is not written yet.
     pub moving: u16,
     /// Blocks of the closed epoch that the keeper has been given.
     pub sent: u16,

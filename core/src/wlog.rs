@@ -51,8 +51,6 @@ pub struct RecordBlock {
     pub crc: u32,
     /// Its buffer.
     pub buffer: BufferId,
-    /// The leaf and block that the page is for.
-    pub addr: BlockAddr,
     /// What to do when the record is written.
     pub role: Role,
 }
@@ -327,6 +325,15 @@ impl Log {
         busy.map(|record| record.seq).min().unwrap_or(self.next_seq)
     }
 
+    /// Whether a page belongs to a record that is not written yet.
+    #[must_use]
+    pub fn is_unwritten(&self, page: u32) -> bool {
+        self.records.iter().any(|record| {
+            let end = record.at + record.pages.len() as u32;
+            record.state != RecordState::Free && (record.at..end).contains(&page)
+        })
+    }
+
     /// Records below this number are durable.
     #[must_use]
     pub fn durable_seq(&self) -> u64 {
@@ -384,7 +391,9 @@ impl Log {
         let limit = BATCH_BLOCKS_MAX.min(pages / 4);
         let footer = footer_pages(entries, builder.blocks() + limit);
         let room = pages.checked_sub(self.used as usize + 1 + footer)?.min(limit);
-        (room >= limit.min(16)).then_some(room)
+        // A small last record rather than unused pages: what reclaim moves must fit into the room
+        // that it frees.
+        (room > 0).then_some(room)
     }
 
     /// Seals the head and opens the segment after it.

@@ -151,6 +151,9 @@ impl Shard<'_> {
             kept.zero |= zero;
             kept.sent |= sent;
             if page != NIL {
+                if self.log.is_unwritten(page) {
+                    self.onodes.leaf_mut(shadow).moving |= bit;
+                }
                 self.log.change_owner(page, addr(shadow, index));
             }
         } else {

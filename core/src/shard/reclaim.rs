@@ -268,11 +268,19 @@ impl Shard<'_> {
             self.buffers.unpin(buffer);
             return true;
         }
+        let (leaf, index) = place(crate::buffer::BlockAddr(owner));
+        let slot = self.onodes.leaf(leaf);
+        let clean = (slot.dirty[0] | slot.dirty[1]) & 1 << index == 0;
+        if clean && self.log.free_segments() <= RESERVED_SEGMENTS {
+            // The room that was there when it was chosen is gone, and it can be fetched again.
+            self.buffers.unpin(buffer);
+            self.drop_log_page(leaf, index);
+            self.counters.dropped_blocks += 1;
+            return true;
+        }
         if self.begin(1, true).is_none() {
             return false;
         }
-        let addr = crate::buffer::BlockAddr(owner);
-        let (leaf, index) = place(addr);
         let slot = self.onodes.leaf_mut(leaf);
         if slot.is_shadow {
             slot.moving |= 1 << index;
@@ -294,7 +302,7 @@ impl Shard<'_> {
             epoch: dirty.unwrap_or(self.volumes[volume].committed),
         };
         self.log.push_entry(entry, None);
-        let record = RecordBlock { crc, buffer, addr, role: Role::Pinned };
+        let record = RecordBlock { crc, buffer, role: Role::Pinned };
         let new = self.log.push_block(page, record);
         self.drop_log_page(leaf, index);
         self.set_log_page(leaf, index, new);

@@ -5,6 +5,7 @@ use super::read::Collected;
 use super::request::span;
 use super::task::Held;
 use super::{Op, Shard};
+use crate::buffer::BlockAddr;
 use crate::event::{Output, Status};
 use crate::ids::{BLOCK_BYTES, BlockRef, OpId, PageId};
 use crate::limits::LEAF_BLOCKS;
@@ -248,8 +249,7 @@ impl Shard<'_> {
             .insert_writing(addr(leaf, index), new.page, hint)
             .expect("slots are always enough");
         self.marks[buffer.0 as usize] = NIL;
-        let record =
-            RecordBlock { crc: new.crc, buffer, addr: addr(leaf, index), role: Role::Writing };
+        let record = RecordBlock { crc: new.crc, buffer, role: Role::Writing };
         let page = self.log.push_block(new.page, record);
         let slot = self.onodes.leaf_mut(leaf);
         slot.ram[index] = buffer;
@@ -280,7 +280,7 @@ impl Shard<'_> {
         };
         self.log.push_entry(entry, None);
         self.buffers.pin(buffer);
-        let record = RecordBlock { crc, buffer, addr: addr(leaf, index), role: Role::Pinned };
+        let record = RecordBlock { crc, buffer, role: Role::Pinned };
         let page = self.log.push_block(self.buffers.page(buffer), record);
         self.set_log_page(leaf, index, page);
     }
@@ -350,13 +350,15 @@ impl Shard<'_> {
     }
 
     fn record_block_done(&mut self, block: RecordBlock, page: u32, ok: bool) {
-        let current = self.log.owner(page) == block.addr.0;
-        let (leaf, index) = super::index::place(block.addr);
-        if current && ok {
-            self.onodes.leaf_mut(leaf).moving &= !(1 << index);
-        }
-        if current && !ok {
-            self.lose_block(leaf, index);
+        // Its leaf, or by now the leaf's shadow; nobody, if it has been written again.
+        let owner = self.log.owner(page);
+        if owner != NIL {
+            let (leaf, index) = super::index::place(BlockAddr(owner));
+            if ok {
+                self.onodes.leaf_mut(leaf).moving &= !(1 << index);
+            } else {
+                self.lose_block(leaf, index);
+            }
         }
         match block.role {
             Role::Writing => self.buffers.finish(block.buffer, Level::High),

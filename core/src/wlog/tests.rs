@@ -109,7 +109,7 @@ impl World {
             self.next_page += 1;
             let addr = BlockAddr(self.next_page);
             let crc = crc32c(0, &fill(page));
-            let block = RecordBlock { crc, buffer: BufferId::NONE, addr, role: Role::Writing };
+            let block = RecordBlock { crc, buffer: BufferId::NONE, role: Role::Writing };
             let place = self.log.push_block(page, block);
             self.log.set_owner(place, addr);
             assert_eq!(self.live.insert(place, addr), None);
@@ -317,8 +317,8 @@ fn fill_up(segment_pages: u32, large: usize, small: usize) {
                 None,
             );
             for _ in 0..room {
-                let (addr, buffer) = (BlockAddr(0), BufferId::NONE);
-                let block = RecordBlock { crc: 0, buffer, addr, role: Role::Pinned };
+                let buffer = BufferId::NONE;
+                let block = RecordBlock { crc: 0, buffer, role: Role::Pinned };
                 log.push_block(PageId(5000), block);
             }
             continue;

@@ -387,7 +387,14 @@ impl Life<'_, '_> {
             }
             self.event(false);
         }
-        panic!("stuck: {:?} {:?}", self.keeper.status(), self.over);
+        for shard in &self.shards {
+            eprintln!("{:?} {:?}", shard.usage(), shard.buffers().usage());
+            for segment in shard.log().segments() {
+                eprintln!("  {segment:?}");
+            }
+        }
+        let (requests, leases) = (self.requests.len(), self.leases.len());
+        panic!("stuck: {requests} requests, {leases} leases, {:?}", self.keeper.status());
     }
 
     /// Reads everything and checks it against what had to survive.
