@@ -71,7 +71,7 @@ fn add(sum: &mut Stats, one: Stats) {
 #[test]
 fn what_was_promised_survives_every_end() {
     let mut sum = Stats::default();
-    for seed in seeds(600) {
+    for seed in seeds(2000) {
         let ends = [End::Kill, End::PowerCut, End::Release, End::CacheLost];
         add(&mut sum, run(seed, &ends, false));
     }
@@ -84,7 +84,7 @@ fn what_was_promised_survives_every_end() {
 #[test]
 fn damage_to_clean_blocks_is_never_served() {
     let mut sum = Stats::default();
-    for seed in seeds(150) {
+    for seed in seeds(500) {
         add(&mut sum, run(seed, &[End::Kill, End::PowerCut, End::Release], true));
     }
     println!("{sum:?}");
