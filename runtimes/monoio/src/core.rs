@@ -3,7 +3,7 @@
 
 use std::cell::{RefCell, RefMut};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use std::time::Duration;
 use heeler_core::time::Instant;
 use heeler_driver::{CONNECTIONS_MAX, CoreLoop};
 use heeler_hw::BlockQueue;
-use monoio::net::{TcpListener, UnixListener, UnixStream};
+use monoio::net::{TcpListener, UnixListener};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::Listener;
 use crate::connection::{Link, serve};
@@ -119,17 +120,23 @@ fn hear<Q: BlockQueue + 'static>(
     core: Rc<Core<Q>>,
     event: OwnedFd,
 ) -> io::Result<impl Future<Output = ()> + 'static> {
-    let mut counter = File::from(event.try_clone()?);
-    // Monoio waits for readiness of sockets only, and for the kernel it is all the same.
-    let readiness = UnixStream::from_std(event.into())?;
+    // The ring waits only for a descriptor that may block; otherwise the read would fail at once.
+    // Nobody else reads it.
+    fcntl_setfl(&event, fcntl_getfl(&event)? - OFlags::NONBLOCK)?;
+    let event = monoio::fs::File::from_std(File::from(event))?;
     Ok(async move {
-        while readiness.readable(false).await.is_ok() {
-            // It does not block. Whoever was faster has taken nothing away: work is looked for.
-            let _ = counter.read(&mut [0; 8]);
+        let mut counter = vec![0; 8];
+        loop {
+            let (result, buffer) = event.read_at(counter, 0).await;
+            counter = buffer;
+            if let Err(error) = result
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                log::error!("completions and mail can no longer be waited for: {error}");
+                std::process::abort();
+            }
             core.work.notify();
         }
-        log::error!("completions and mail can no longer be waited for");
-        std::process::abort();
     })
 }
 

@@ -1,10 +1,12 @@
 //! A data core on monoio (io_uring). The runtime owns the sockets, the timers and the sleep; all
 //! that is done happens in the turns of the driver's loop.
 //!
-//! Two things about monoio 0.2 shape this crate. A task that wakes itself runs again before all
-//! others, so the loop never does: to go on at once it writes its own eventfd. And the eventfds of
-//! the block queue and of the mailboxes are waited for as sockets would be, since monoio waits for
-//! the readiness of nothing else.
+//! System calls are what a request costs most, and that shapes this crate. The eventfds of the
+//! block queue and of the mailboxes are waited for by reads in the ring, without asking first
+//! whether they are readable. Replies are sent at once, and only what a socket does not take is
+//! left to a task. And since monoio 0.2 enters the kernel after every step of its main future that
+//! wakes a task, the loop is a task too. One that wakes itself runs again before sockets are looked
+//! at, so the loop never does: to go on at once it writes its own eventfd.
 #![deny(unsafe_code, missing_docs)]
 
 mod connection;
@@ -106,5 +108,6 @@ where
         .build()
         .map_err(RunError::Runtime)?;
     let core = Rc::new(core::Core::new(driver));
-    runtime.block_on(core::run(core, listeners)).map_err(RunError::Runtime)
+    let run = async move { monoio::spawn(core::run(core, listeners)).await };
+    runtime.block_on(run).map_err(RunError::Runtime)
 }
