@@ -39,8 +39,7 @@ const ISSUES_MAX: usize = 32;
 const STEPS_MAX: u32 = 256;
 /// Messages taken from one mailbox before the others have their turn.
 const MAIL_MAX: usize = 64;
-/// How long to wait when a mailbox is full or the kernel short of something: nothing says when it
-/// no longer is.
+/// How long to wait when the kernel is short of something: nothing says when it no longer is.
 const RETRY_AFTER: Duration = Duration::from_millis(1);
 
 /// A shard and where its region lies.
@@ -171,13 +170,13 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
         self.device.start_flush();
         let submitted = self.device.submit();
         self.report_drained();
-        let posted = self.post.flush();
+        let post_again = self.post.flush(self.now);
         if busy || self.front.has_work() {
             return Some(self.now);
         }
-        let retry = (!submitted || !posted).then_some(self.now + RETRY_AFTER);
+        let retry = (!submitted).then_some(self.now + RETRY_AFTER);
         let timeouts = self.hosts.iter().filter_map(|host| host.shard.poll_timeout());
-        timeouts.chain(retry).min().map(|at| at.max(self.now))
+        timeouts.chain(retry).chain(post_again).min().map(|at| at.max(self.now))
     }
 
     /// A connection was accepted. Its greeting is ready.
@@ -398,7 +397,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                 self.front.handle_reply(&reply, blocks.as_slice());
                 if let Some(lease) = reply.lease {
                     let core = CoreId((usize::from(shard.0) % self.cores) as u16);
-                    self.post.send_to_core(core, CoreMail::Release { shard, lease });
+                    self.post.send_silently(core, CoreMail::Release { shard, lease });
                 }
             }
             CoreMail::Release { shard, lease } => {
