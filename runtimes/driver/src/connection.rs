@@ -8,14 +8,14 @@ use heeler_hw::Arena;
 /// another.
 const RX_BYTES: usize = 2 * RX_BYTES_MIN;
 /// Bytes of replies that may wait in the transmit buffer while requests are still taken.
-const TX_WAITING_BYTES: usize = 256 << 10;
+const TX_WAITING_BYTES: usize = 512 << 10;
 
 const _: () = assert!(TX_WAITING_BYTES < NBD_REQUEST_BYTES_MAX as usize);
 
 /// Requests of one client in progress, and of their parts at shards, at most.
 const REQUESTS: u16 = 128;
-/// Bytes of one client's reads in progress at most.
-const READ_BYTES: u32 = 1 << 20;
+/// Bytes of one client's reads in progress at most. Both transmit buffers have room for them.
+const READ_BYTES: u32 = 2 << 20;
 
 /// How the sessions of a cache with `shards` shards are built.
 pub(crate) const fn session_config(shards: u16) -> Config {
