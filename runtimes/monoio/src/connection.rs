@@ -1,17 +1,18 @@
-//! One client's socket: a task that receives and a task that sends. All they know is buffers.
+//! One client's socket: a task that receives, and one that sends what the socket does not take at
+//! once. All they know is buffers.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 
-use heeler_driver::ConnId;
+use heeler_driver::{ConnId, CoreLoop};
 use heeler_hw::BlockQueue;
-use monoio::buf::IoBufMut;
+use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{
     AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Split,
     Splitable,
 };
-use rustix::net::Shutdown;
+use rustix::net::{SendFlags, Shutdown};
 
 use crate::core::{Core, duplicate};
 use crate::notify::Notify;
@@ -23,8 +24,30 @@ pub(crate) struct Link {
     pub(crate) reader: Notify,
     pub(crate) writer: Notify,
     closed: Cell<bool>,
-    /// The socket once more, to shut it down while the tasks wait for it.
+    /// A transmit buffer that the socket did not take at once, for the task that sends, and how
+    /// much of it was sent.
+    rest: RefCell<Option<(Vec<u8>, usize)>>,
+    /// The socket once more, to send at once, and to shut it down while the tasks wait for it.
     socket: OwnedFd,
+}
+
+impl Link {
+    /// Sends what there is, as far as the socket takes it at once. True if all of it went out, and
+    /// there is room for more.
+    pub(crate) fn send_at_once<Q: BlockQueue>(&self, driver: &mut CoreLoop<'static, Q>) -> bool {
+        // There is none while the task sends: the other buffer is not handed back before.
+        let Some(buffer) = driver.take_tx(self.id) else { return false };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        // An error comes again when the task sends, and ends the connection there.
+        let sent = rustix::net::send(&self.socket, &buffer, flags).unwrap_or(0);
+        if sent == buffer.len() {
+            driver.give_tx(self.id, buffer);
+            return true;
+        }
+        *self.rest.borrow_mut() = Some((buffer, sent));
+        self.writer.notify();
+        false
+    }
 }
 
 /// Serves a connection that was accepted, until it is closed.
@@ -46,6 +69,7 @@ where
         reader: Notify::default(),
         writer: Notify::default(),
         closed: Cell::new(false),
+        rest: RefCell::new(None),
         socket,
     });
     core.links.borrow_mut()[id.index()] = Some(link.clone());
@@ -83,14 +107,15 @@ where
     S: AsyncWriteRent,
 {
     loop {
-        let next = core.driver().take_tx(link.id);
+        let rest = link.rest.take();
+        let next = rest.or_else(|| core.driver().take_tx(link.id).map(|buffer| (buffer, 0)));
         match next {
-            Some(buffer) => {
-                let (result, buffer) = stream.write_all(buffer).await;
+            Some((buffer, sent)) => {
+                let (result, slice) = stream.write_all(buffer.slice(sent..)).await;
                 if result.is_err() {
                     break;
                 }
-                core.driver().give_tx(link.id, buffer);
+                core.driver().give_tx(link.id, slice.into_inner());
                 core.work.notify();
             }
             None if core.driver().wants_close(link.id) => break,

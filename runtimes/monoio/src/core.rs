@@ -21,6 +21,9 @@ use crate::notify::Notify;
 /// Wait after an accept that failed: most often the process has too many open files.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
+/// Turns at most before sockets and timers are looked at.
+const TURNS_MAX: usize = 8;
+
 /// What the tasks of one core share.
 #[derive(Debug)]
 pub(crate) struct Core<Q> {
@@ -51,17 +54,35 @@ impl<Q: BlockQueue + 'static> Core<Q> {
         Instant(u64::try_from(nanoseconds).expect("584 years"))
     }
 
-    /// Wakes the tasks of connections that may have something to do.
-    fn pass_on(&self) {
+    /// Turns the loop until nothing more comes of it, or others should have their turn. Returns
+    /// when to come back, as the last turn did.
+    fn turn(&self, now: Instant) -> Option<Instant> {
+        for _ in 0..TURNS_MAX {
+            let next = self.driver().turn(now);
+            if !self.pass_on() {
+                return next;
+            }
+        }
+        Some(now)
+    }
+
+    /// Sends replies, and wakes the tasks of connections that may have something to do. True if
+    /// that made room for more replies.
+    fn pass_on(&self) -> bool {
+        let mut room = false;
         let mut driver = self.driver();
         while let Some(id) = driver.poll_noted() {
             if let Some(link) = &self.links.borrow()[id.index()]
                 && link.id == id
             {
+                room |= link.send_at_once(&mut driver);
                 link.reader.notify();
-                link.writer.notify();
+                if driver.wants_close(id) {
+                    link.writer.notify();
+                }
             }
         }
+        room
     }
 }
 
@@ -91,8 +112,7 @@ pub(crate) async fn run<Q: BlockQueue + 'static>(
     }
     loop {
         let now = core.now();
-        let next = core.driver().turn(now);
-        core.pass_on();
+        let next = core.turn(now);
         if core.driver().is_stopped() {
             return Ok(());
         }
