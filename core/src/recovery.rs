@@ -83,6 +83,9 @@ pub struct Recovered {
     pub torn: u64,
     /// Segments that the device could not read.
     pub unreadable: u64,
+    /// Stretches of the log whose headers are damaged though they were durable: what they held is
+    /// not known, so what an older record says of any block may be wrong. Not to be served.
+    pub damaged: u64,
 }
 
 impl Recovered {
@@ -149,6 +152,8 @@ pub struct Recovery {
     footers: Vec<Option<Footer>>,
     scan: Vec<Scan>,
     newest: u64,
+    /// Uses with damaged headers, and how many stretches of each.
+    damaged: Vec<(u64, u64)>,
     builder: FooterBuilder,
     seal: Vec<u8>,
     floor: u64,
@@ -170,6 +175,7 @@ impl Recovery {
             footers: (0..layout.segments).map(|_| None).collect(),
             scan: Vec::new(),
             newest: 0,
+            damaged: Vec::new(),
             builder: FooterBuilder::with_capacity(entries, pages),
             seal: Vec::new(),
             floor: 0,
@@ -374,13 +380,15 @@ impl Recovery {
 
     /// Skips the numbers that lost records can have, and sees to it that they stay lost.
     fn raise_fence(&mut self) {
+        let live = self.damaged.iter().filter(|(seq, _)| *seq >= self.floor);
+        self.out.damaged = live.map(|(_, gaps)| gaps).sum();
         let (segments, pages) = (self.layout.segments, self.layout.segment_pages);
         self.out.next_segment_seq += u64::from(segments);
         self.out.next_seq += u64::from(segments) * u64::from(pages);
         let seqs = &self.out.segment_seqs;
         let used = (0..segments).filter(|segment| seqs[*segment as usize] > 0);
         let newest = used.max_by_key(|segment| seqs[*segment as usize]);
-        let Some(newest) = newest else {
+        let Some(newest) = newest.filter(|_| self.out.damaged == 0) else {
             self.state = State::Done;
             return;
         };
@@ -416,9 +424,17 @@ impl Recovery {
             return self.next_scan(index + 1);
         };
         self.footers[segment as usize] = None;
-        let end = self.accept_records(segment, seq, bytes);
+        let (end, gaps) = self.accept_records(segment, seq, bytes);
         self.out.segment_seqs[segment as usize] = seq;
         self.out.next_segment_seq = self.out.next_segment_seq.max(seq + 1);
+        // The oldest use of the ring, in the place of the open one, may have been free, and what is
+        // missing of it overwritten.
+        let reused = scan.open && seq < self.newest;
+        if gaps > 0 && !reused {
+            // Left as it is, so that the damage is seen again.
+            self.damaged.push((seq, gaps));
+            return self.next_scan(index + 1);
+        }
         self.encode_seal(segment, seq, end);
         self.state = State::Seal(index);
     }
@@ -434,14 +450,17 @@ impl Recovery {
         headers.map(|record| record.head.segment_seq).filter(fits).max()
     }
 
-    /// Takes in the whole records of one use of a segment; returns the number after the last.
-    fn accept_records(&mut self, segment: u32, seq: u64, bytes: &[u8]) -> u64 {
+    /// Takes in the whole records of one use of a segment; returns the number after the last, and
+    /// how many gaps there are before durable ones.
+    fn accept_records(&mut self, segment: u32, seq: u64, bytes: &[u8]) -> (u64, u64) {
         let start = segment * self.layout.segment_pages;
         let pages = self.layout.segment_pages as usize;
         self.builder.clear();
         self.note_headers(start, seq, bytes);
         let mut end = 0;
         let mut at = 0;
+        let mut expected = 0;
+        let mut gaps = 0;
         while at < pages {
             let page = &bytes[at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES];
             let region = self.layout.region;
@@ -451,6 +470,11 @@ impl Recovery {
                 continue;
             };
             end = end.max(record.head.seq + 1);
+            // Records leave no gaps, and all before a durable one are durable too.
+            if at > expected && record.head.seq < self.durable_seq {
+                gaps += 1;
+            }
+            expected = at + 1 + record.head.blocks as usize;
             let entries = self.builder.entries() + record.head.entries as usize;
             let blocks = self.builder.blocks() + record.head.blocks as usize;
             let used = at + 1 + record.head.blocks as usize;
@@ -470,7 +494,7 @@ impl Recovery {
             at += 1 + record.head.blocks as usize;
         }
         self.out.next_seq = self.out.next_seq.max(end);
-        end
+        (end, gaps)
     }
 
     /// Learns from all headers of one use of a segment what was durable when they were written.

@@ -301,6 +301,21 @@ fn a_durable_record_is_not_torn_but_damaged() {
 }
 
 #[test]
+fn a_damaged_header_of_a_durable_record_is_told_every_time() {
+    // The header of the open segment's first record: nobody knows what that record said.
+    let mut region = Region::filled(2);
+    region.page_mut(2 * PAGES)[100] ^= 1;
+    let before = region.bytes.clone();
+    assert_eq!(region.recover().damaged, 1);
+    assert_eq!(region.recover().damaged, 1);
+    assert!(region.bytes == before, "a damaged log is left as it is");
+    region.page_mut(2 * PAGES)[100] ^= 1;
+    let recovered = region.recover();
+    assert_eq!(recovered.damaged, 0);
+    assert_eq!(found(&recovered), region.expected(&[]));
+}
+
+#[test]
 fn a_dropped_record_stays_dropped() {
     let mut region = Region::filled(2);
     let torn = region.record(&[(EntryKind::Dirty, 8, 4)]);

@@ -183,6 +183,9 @@ fn check_region<F: BlockFile>(
     let recovered = recover(file, layout, first);
     let mut region =
         Region { records: recovered.entries.len(), torn: recovered.torn, ..Region::default() };
+    if recovered.damaged > 0 {
+        region.errors.push(format!("{} damaged headers of durable records", recovered.damaged));
+    }
     if recovered.unreadable > 0 {
         region.errors.push(format!("{} segments cannot be read", recovered.unreadable));
     }

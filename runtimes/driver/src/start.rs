@@ -42,6 +42,13 @@ pub enum CacheError {
     },
     /// More shards than a cache can have, or none.
     Shards(u16),
+    /// Headers in a shard's log are damaged that had been durable.
+    DamagedLog {
+        /// The shard.
+        shard: u16,
+        /// Damaged stretches.
+        stretches: u64,
+    },
 }
 
 impl fmt::Display for CacheError {
@@ -67,6 +74,12 @@ impl fmt::Display for CacheError {
                  device"
             ),
             Self::Shards(shards) => write!(f, "{shards} shards: 1 to {SHARDS_MAX} are possible"),
+            Self::DamagedLog { shard, stretches } => write!(
+                f,
+                "the log of shard {shard} is damaged in {stretches} places, and writes that were \
+                 never pushed may be lost; nothing was changed. Keep this file, and serve the last \
+                 pushed state from a new cache: name one with --cache, and add --takeover"
+            ),
         }
     }
 }
@@ -309,6 +322,10 @@ impl Plan {
             let layout = layout_of(&self.superblock, id.0);
             let first_page = self.superblock.region_page(id.0);
             let recovered = recover(file, layout, first_page)?;
+            if recovered.damaged > 0 {
+                let (shard, stretches) = (id.0, recovered.damaged);
+                return Err(CacheError::DamagedLog { shard, stretches });
+            }
             if recovered.torn > 0 || recovered.unreadable > 0 {
                 log::warn!(
                     "shard {}: {} records were torn and are dropped, {} segments are unreadable",

@@ -190,6 +190,7 @@ impl World {
         self.stats.lives += 1;
         let mut recovered: Vec<_> = (0..SHARDS).map(|shard| self.recover(shard, true)).collect();
         self.disk.sync().expect("no faults at start");
+        assert!(recovered.iter().all(|found| found.damaged == 0), "no header is damaged here");
         self.stats.torn += recovered.iter().map(|found| found.torn).sum::<u64>();
         let arena = Arena::new(u32::from(SHARDS) * PAGES_PER_SHARD + TRANSIT_PAGES + 8).unwrap();
         let configs: Vec<_> = (0..SHARDS).map(|shard| self.shard_config(shard)).collect();
