@@ -237,6 +237,33 @@ impl Recovery {
         }
     }
 
+    /// Damaged stretches of the log, once `need` says `Done`: see [`Recovered::damaged`].
+    #[must_use]
+    pub fn damaged(&self) -> u64 {
+        self.out.damaged
+    }
+
+    /// Gives up all that a damaged log holds: it is known that the store has it too. A fence makes
+    /// this durable; `need` says what to write.
+    ///
+    /// # Panics
+    ///
+    /// If recovery is not done.
+    pub fn give_up(&mut self) {
+        assert_eq!(self.state, State::Done, "only a whole recovery is given up");
+        let seq = self.out.next_segment_seq;
+        self.out.next_segment_seq += 1;
+        self.out.entries.clear();
+        self.out.crcs.clear();
+        self.out.segment_seqs.fill(0);
+        self.out.segment_seqs[0] = seq;
+        self.out.damaged = 0;
+        self.floor = seq;
+        self.builder.clear();
+        self.encode_seal(0, seq, self.out.next_seq);
+        self.state = State::Fence(0);
+    }
+
     /// The result.
     #[must_use]
     pub fn finish(mut self) -> Recovered {

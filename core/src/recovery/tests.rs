@@ -316,6 +316,33 @@ fn a_damaged_header_of_a_durable_record_is_told_every_time() {
 }
 
 #[test]
+fn a_damaged_log_that_was_given_up_stays_empty() {
+    let mut region = Region::filled(2);
+    region.page_mut(2 * PAGES)[100] ^= 1;
+    let mut recovery = Recovery::new(LAYOUT, crc32c);
+    loop {
+        match recovery.need() {
+            Need::Read { at, count } => {
+                let range = at as usize * BLOCK_BYTES..(at + count) as usize * BLOCK_BYTES;
+                recovery.handle_read(Some(&region.bytes[range]));
+            }
+            Need::Write { at } => {
+                let bytes = recovery.bytes().to_vec();
+                region.put(&(at, bytes));
+                recovery.handle_written();
+            }
+            Need::Done if recovery.damaged() > 0 => recovery.give_up(),
+            Need::Done => break,
+        }
+    }
+    let first = recovery.finish();
+    assert!(first.entries.is_empty());
+    let again = region.recover();
+    assert_eq!((again.damaged, again.entries.len()), (0, 0));
+    assert!(again.next_segment_seq >= first.next_segment_seq && again.next_seq >= first.next_seq);
+}
+
+#[test]
 fn a_dropped_record_stays_dropped() {
     let mut region = Region::filled(2);
     let torn = region.record(&[(EntryKind::Dirty, 8, 4)]);

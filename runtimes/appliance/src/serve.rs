@@ -306,14 +306,16 @@ fn cpus(list: Option<&str>) -> Result<Vec<u32>, String> {
 
 fn plan(memory: Size, device: &CacheDevice<SharedFile>, cores: u16) -> Result<Plan, String> {
     let pages = u32::try_from(memory.0 / PAGE_BYTES as u64).unwrap_or(u32::MAX - 1);
-    Plan::new(device.superblock(), cores, pages).map_err(|needed| {
+    let mut plan = Plan::new(device.superblock(), cores, pages).map_err(|needed| {
         format!(
             "--memory {memory} is too small: {cores} cores and the {} shards of this cache need at \
              least {}M",
             device.superblock().shards,
             bytes(u64::from(needed)).div_ceil(1 << 20)
         )
-    })
+    })?;
+    plan.released = device.table().rows.iter().all(|row| row.released);
+    Ok(plan)
 }
 
 fn arena(memory: Size, device: &CacheDevice<SharedFile>, cores: u16) -> Result<Arena, String> {

@@ -246,6 +246,9 @@ pub struct Plan {
     /// How shards are built; the region's identity is set for each. The layout and `adopted_max`
     /// are not to be changed.
     pub config: ShardConfig,
+    /// The store has all that the cache holds: a damaged log is emptied, not refused. Set it from
+    /// the volume table.
+    pub released: bool,
     superblock: Superblock,
     cores: u16,
     /// Pages of each core for what its clients write.
@@ -272,7 +275,7 @@ impl Plan {
         let transit = TRANSIT_MIN + spare.min(TRANSIT_ENOUGH) / cores_u32;
         let per_shard = (pages - cores_u32 * transit) / shards;
         config.adopted_max = (cores_u32 * transit) as usize;
-        Ok(Self { config, superblock: *superblock, cores, transit, per_shard })
+        Ok(Self { config, released: false, superblock: *superblock, cores, transit, per_shard })
     }
 
     /// Shards of the whole cache.
@@ -321,7 +324,7 @@ impl Plan {
         for (id, storage) in self.shards_of(core).zip(storage) {
             let layout = layout_of(&self.superblock, id.0);
             let first_page = self.superblock.region_page(id.0);
-            let recovered = recover(file, layout, first_page)?;
+            let recovered = recover(file, layout, first_page, self.released)?;
             if recovered.damaged > 0 {
                 let (shard, stretches) = (id.0, recovered.damaged);
                 return Err(CacheError::DamagedLog { shard, stretches });
@@ -356,6 +359,7 @@ fn recover<F: BlockFile>(
     file: &F,
     layout: RegionLayout,
     first_page: u64,
+    released: bool,
 ) -> Result<Recovered, CacheError> {
     let mut recovery = Recovery::new(layout, crc32c);
     let offset = |at: u32| (first_page + u64::from(at)) * PAGE_BYTES as u64;
@@ -378,6 +382,10 @@ fn recover<F: BlockFile>(
                     log::warn!("cache device: a footer was not written: {error}");
                 }
                 recovery.handle_written();
+            }
+            Need::Done if recovery.damaged() > 0 && released => {
+                log::warn!("a damaged log of clean data is given up");
+                recovery.give_up();
             }
             Need::Done => {
                 sync(file)?;
