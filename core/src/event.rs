@@ -1,7 +1,7 @@
 //! The boundary of a shard: all that goes in and all that comes out. Small `Copy` values; lists of
 //! pages travel beside them as slices (in) and getters (out), so nothing here allocates.
 
-use crate::ids::{Epoch, OpId, ShardId, VolumeId};
+use crate::ids::{Epoch, OpId, VolumeId};
 
 /// What a front end asks of one object. One request covers at most
 /// [`REQUEST_BLOCKS_MAX`](crate::limits::REQUEST_BLOCKS_MAX) blocks of one object, except
@@ -323,12 +323,3 @@ pub enum Output {
 /// Why a shard did not take an input: its outbox has not been drained. Nothing changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rejected;
-
-/// Where a mail comes from or goes to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Address {
-    /// The shard.
-    pub shard: ShardId,
-    /// The operation or lease at that shard.
-    pub op: OpId,
-}

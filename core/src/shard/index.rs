@@ -6,7 +6,7 @@ use crate::buffer::{BlockAddr, BufferId, Evicted};
 use crate::event::{Output, ToKeeper};
 use crate::ids::{Epoch, PageId};
 use crate::limits::LEAF_BLOCKS;
-use crate::onode::{NIL, OnodeCounters};
+use crate::onode::NIL;
 use crate::policy::Tag;
 
 /// The address by which buffers and log pages refer to a block.
@@ -247,11 +247,5 @@ impl Shard<'_> {
             }
         }
         true
-    }
-
-    /// Onode counts, for the status.
-    #[must_use]
-    pub fn onode_counters(&self) -> OnodeCounters {
-        self.onodes.counters()
     }
 }
