@@ -45,7 +45,7 @@ impl ShardConfig {
             leaves,
             tasks: 256,
             adopted_max: 4096,
-            policy: Policy::TwoQ,
+            policy: Policy::default(),
             dirty_low_percent: 20,
             dirty_high_percent: 40,
             dirty_hard_percent: 55,

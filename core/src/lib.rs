@@ -5,7 +5,9 @@
 
 extern crate alloc;
 
+pub mod ages;
 pub mod buffer;
+pub mod cache;
 pub mod config;
 pub mod event;
 pub mod ids;

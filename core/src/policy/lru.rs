@@ -1,6 +1,6 @@
 //! One list, hot: the front on every use, victims from the back.
 
-use super::{End, Level, List};
+use super::{End, Lens, Level, List};
 
 pub(super) fn place(level: Level) -> (List, End) {
     match level {
@@ -9,15 +9,7 @@ pub(super) fn place(level: Level) -> (List, End) {
     }
 }
 
-pub(super) fn touched() -> Option<List> {
-    Some(List::Hot)
-}
-
-/// What 2Q left on warm_in was used once only, and goes first.
-pub(super) fn victim(warm_in: u32, hot: u32) -> Option<List> {
-    match (warm_in, hot) {
-        (0, 0) => None,
-        (0, _) => Some(List::Hot),
-        _ => Some(List::WarmIn),
-    }
+/// What another policy left on warm_in was used once only, and goes first.
+pub(super) fn victim(lens: Lens) -> List {
+    if lens.warm_in > 0 { List::WarmIn } else { List::Hot }
 }

@@ -1,21 +1,40 @@
 //! Which clean buffer leaves RAM first. A policy only decides; [`Buffers`](crate::buffer::Buffers)
 //! owns the lists and does what it says.
+//!
+//! All policies share three lists: *warm_in*, where a block begins; *hot*, where it goes when it
+//! has shown that it comes back; and *warm_out*, the ghosts of blocks that left warm_in. They differ
+//! in what a use does, in which list gives the next victim, and in whether that victim is let off.
 
 mod lru;
+mod s3fifo;
 mod twoq;
+mod twoq_bluestore;
 
-/// What a buffer's past says about it, lowest first. The tag of a removed buffer is the hint for
-/// the one that replaces it.
+/// What a buffer's past says about it, lowest first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Tag {
     /// Never listed.
     New,
-    /// On warm_in, the FIFO of what was seen once.
+    /// On warm_in.
     WarmIn,
     /// On warm_out: a ghost, left warm_in a short time ago and has no data.
     WarmOut,
-    /// On hot, the LRU list of what came back.
+    /// On hot.
     Hot,
+}
+
+/// What is known of a block whose buffer or ghost was removed, for the buffer that replaces it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hint {
+    /// Where it was.
+    pub tag: Tag,
+    /// Uses that were counted there.
+    pub uses: u8,
+}
+
+impl Hint {
+    /// Nothing is known.
+    pub const NEW: Self = Self { tag: Tag::New, uses: 0 };
 }
 
 /// How dear a buffer is to its owner when it becomes clean.
@@ -45,27 +64,65 @@ pub enum End {
     Back,
 }
 
+/// What a use does to a buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Touched {
+    /// Nothing.
+    Stays,
+    /// It is counted, and judged by it when its turn to leave comes.
+    Counts,
+    /// It moves to the front of this list.
+    Front(List),
+}
+
+/// What happens to the buffer at the back of a list, whose turn it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// It leaves; a ghost stays behind or not.
+    Evict {
+        /// A ghost stays.
+        ghost: bool,
+    },
+    /// It goes to the front of this list with this count, and the next one is looked at.
+    Spare(List, u8),
+}
+
+/// How many buffers are where: what a policy decides by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Lens {
+    /// Clean buffers on warm_in.
+    pub(crate) warm_in: u32,
+    /// Clean buffers on hot.
+    pub(crate) hot: u32,
+    /// Pages of the table, free and in flight ones included.
+    pub(crate) capacity: u32,
+}
+
 /// The replacement policy of a buffer table. It can be switched at any time: what the other policy
 /// left on the lists drains by eviction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Policy {
     /// Least recently used.
     Lru,
-    /// 2Q (Johnson, Shasha: "2Q: a low overhead high performance buffer management replacement
-    /// algorithm", VLDB 1994), with BlueStore's rules.
-    #[default]
+    /// 2Q, the full version (Johnson, Shasha: "2Q: a low overhead high performance buffer
+    /// management replacement algorithm", VLDB 1994).
     TwoQ,
+    /// 2Q with BlueStore's rules.
+    TwoQBluestore,
+    /// S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: "FIFO queues are all you need for cache eviction",
+    /// SOSP 2023).
+    #[default]
+    S3Fifo,
 }
 
 impl Policy {
+    /// Every policy.
+    pub const ALL: &[Self] = &[Self::Lru, Self::TwoQ, Self::TwoQBluestore, Self::S3Fifo];
+
     /// The policy that a configuration calls `name`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "lru" => Some(Self::Lru),
-            "2q" => Some(Self::TwoQ),
-            _ => None,
-        }
+        Self::ALL.iter().copied().find(|policy| policy.name() == name)
     }
 
     /// What a configuration calls it.
@@ -74,36 +131,54 @@ impl Policy {
         match self {
             Self::Lru => "lru",
             Self::TwoQ => "2q",
+            Self::TwoQBluestore => "2q-bluestore",
+            Self::S3Fifo => "s3fifo",
         }
     }
 
     /// Where a buffer goes that becomes clean.
-    pub(crate) fn place(self, hint: Tag, level: Level) -> (List, End) {
+    pub(crate) fn place(self, hint: Hint, level: Level) -> (List, End) {
         match self {
             Self::Lru => lru::place(level),
-            Self::TwoQ => twoq::place(hint, level),
+            Self::TwoQ => twoq::place(hint.tag, level),
+            Self::TwoQBluestore => twoq_bluestore::place(hint.tag, level),
+            Self::S3Fifo => s3fifo::place(hint.tag, level),
         }
     }
 
-    /// Where a buffer on `list` goes that is read: the front of a list, or nowhere.
-    pub(crate) fn touched(self, list: List) -> Option<List> {
+    /// What a read of a buffer on `list` does, or its rewriting if the old data counted as used.
+    pub(crate) fn touched(self, list: List, write: bool) -> Touched {
         match self {
-            Self::Lru => lru::touched(),
+            Self::Lru => Touched::Front(List::Hot),
             Self::TwoQ => twoq::touched(list),
+            Self::TwoQBluestore => twoq_bluestore::touched(list, write),
+            Self::S3Fifo => Touched::Counts,
         }
     }
 
-    /// From which list to evict, given how many buffers each holds.
-    pub(crate) fn victim(self, warm_in: u32, hot: u32) -> Option<List> {
+    /// From which list to evict to make room for a buffer with that hint; `None`: both are empty.
+    pub(crate) fn victim(self, lens: Lens, incoming: Tag) -> Option<List> {
+        let wanted = match self {
+            Self::Lru => lru::victim(lens),
+            Self::TwoQ => twoq::victim(lens),
+            Self::TwoQBluestore => twoq_bluestore::victim(lens, incoming),
+            Self::S3Fifo => s3fifo::victim(lens),
+        };
+        match (lens.warm_in, lens.hot) {
+            (0, 0) => None,
+            (0, _) => Some(List::Hot),
+            (_, 0) => Some(List::WarmIn),
+            _ => Some(wanted),
+        }
+    }
+
+    /// What becomes of the buffer at the back of `list`, which was used so often there.
+    pub(crate) fn verdict(self, list: List, uses: u8) -> Verdict {
         match self {
-            Self::Lru => lru::victim(warm_in, hot),
-            Self::TwoQ => twoq::victim(warm_in, hot),
+            Self::Lru => Verdict::Evict { ghost: false },
+            Self::TwoQ | Self::TwoQBluestore => Verdict::Evict { ghost: list == List::WarmIn },
+            Self::S3Fifo => s3fifo::verdict(list, uses),
         }
-    }
-
-    /// Whether what is evicted from `list` leaves a ghost.
-    pub(crate) fn leaves_ghost(self, list: List) -> bool {
-        self == Self::TwoQ && list == List::WarmIn
     }
 
     /// How many ghosts there may be in a cache of `pages` pages.
@@ -111,6 +186,27 @@ impl Policy {
         match self {
             Self::Lru => 0,
             Self::TwoQ => twoq::ghosts_max(pages),
+            Self::TwoQBluestore => twoq_bluestore::ghosts_max(pages),
+            Self::S3Fifo => s3fifo::ghosts_max(pages),
         }
     }
+
+    /// The most ghosts that any policy keeps in a cache of `pages` pages.
+    pub(crate) const fn ghosts_of_any(pages: u32) -> u32 {
+        let mut most = 0;
+        let mut at = 0;
+        while at < Self::ALL.len() {
+            let ghosts = Self::ALL[at].ghosts_max(pages);
+            if ghosts > most {
+                most = ghosts;
+            }
+            at += 1;
+        }
+        most
+    }
+}
+
+/// A share of `of` in percent, rounded down.
+const fn percent(of: u32, percent: u32) -> u32 {
+    (of as u64 * percent as u64 / 100) as u32
 }

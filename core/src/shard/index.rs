@@ -2,22 +2,13 @@
 //! broken here, so that all of them and their counts change together.
 
 use super::{Shard, volume::Phase};
-use crate::buffer::{BlockAddr, BufferId, Evicted};
+use crate::cache;
+pub(super) use crate::cache::{addr, place};
 use crate::event::{Output, ToKeeper};
 use crate::ids::{Epoch, PageId};
 use crate::limits::LEAF_BLOCKS;
 use crate::onode::NIL;
-use crate::policy::Tag;
-
-/// The address by which buffers and log pages refer to a block.
-pub(super) fn addr(leaf: u32, index: usize) -> BlockAddr {
-    BlockAddr(leaf * LEAF_BLOCKS as u32 + index as u32)
-}
-
-/// The leaf and the block of it that an address means.
-pub(super) fn place(addr: BlockAddr) -> (u32, usize) {
-    (addr.0 / LEAF_BLOCKS as u32, addr.0 as usize % LEAF_BLOCKS)
-}
+use crate::policy::Hint;
 
 impl Shard<'_> {
     /// The onode of an object, pinned; made if there is none. `None`: every onode is in use.
@@ -72,17 +63,8 @@ impl Shard<'_> {
     }
 
     /// Ends the leaf's reference to a buffer or ghost; returns the hint for the next one.
-    pub(super) fn drop_buffer(&mut self, leaf: u32, index: usize) -> Tag {
-        let buffer = self.onodes.leaf(leaf).ram[index];
-        if !buffer.is_some() {
-            return Tag::New;
-        }
-        self.onodes.leaf_mut(leaf).ram[index] = BufferId::NONE;
-        let (tag, page) = self.buffers.discard(buffer);
-        if let Some(page) = page {
-            self.buffers.give_page(page);
-        }
-        tag
+    pub(super) fn drop_buffer(&mut self, leaf: u32, index: usize) -> Hint {
+        cache::drop_buffer(&mut self.onodes, &mut self.buffers, leaf, index)
     }
 
     pub(super) fn drop_log_page(&mut self, leaf: u32, index: usize) {
@@ -101,26 +83,13 @@ impl Shard<'_> {
         self.nvme_blocks += 1;
     }
 
-    /// A page for use. What an eviction takes away is forgotten here.
-    pub(super) fn take_page(&mut self) -> Option<PageId> {
-        let taken = self.buffers.take_page().ok()?;
+    /// A page for a block of which so much is known. What an eviction takes away is forgotten here.
+    pub(super) fn take_page(&mut self, incoming: Hint) -> Option<PageId> {
+        let taken = self.buffers.take_page(incoming).ok()?;
         if let Some(evicted) = taken.evicted {
-            self.forget_evicted(evicted);
+            cache::forget_evicted(&mut self.onodes, evicted);
         }
         Some(taken.page)
-    }
-
-    fn forget_evicted(&mut self, evicted: Evicted) {
-        let (leaf, index) = place(evicted.block);
-        self.onodes.leaf_mut(leaf).ram[index] = evicted.ghost.unwrap_or(BufferId::NONE);
-        if evicted.ghost.is_none() {
-            self.onodes.free_if_empty(leaf);
-        }
-        if let Some(dropped) = evicted.dropped {
-            let (leaf, index) = place(dropped);
-            self.onodes.leaf_mut(leaf).ram[index] = BufferId::NONE;
-            self.onodes.free_if_empty(leaf);
-        }
     }
 
     /// Whether a block still belongs to the closed epoch, so that its place must be kept.
@@ -132,7 +101,7 @@ impl Shard<'_> {
     /// Makes place for a new version of a block in the open epoch: the closed epoch's version moves
     /// to the leaf's shadow (which must exist if there is one), any other is dropped. Returns the
     /// hint for the new buffer.
-    pub(super) fn supersede(&mut self, volume: usize, leaf: u32, index: usize) -> Tag {
+    pub(super) fn supersede(&mut self, volume: usize, leaf: u32, index: usize) -> Hint {
         let bit = 1u16 << index;
         if self.is_closed_dirty(volume, leaf, index) {
             let parity = self.volumes[volume].open.parity() ^ 1;

@@ -17,7 +17,7 @@ use crate::event::{Output, PushRun, ToKeeper, ToShard};
 use crate::ids::{BlockRef, Epoch, OpId, VolumeId};
 use crate::limits::{LEAF_BLOCKS, ONODE_LEAVES, REQUEST_BLOCKS_MAX};
 use crate::onode::NIL;
-use crate::policy::{Level, Tag};
+use crate::policy::{Hint, Level};
 
 /// Batches of a volume that the keeper may hold without having stored them.
 const BATCHES_MAX: u32 = 16;
@@ -343,10 +343,10 @@ impl Shard<'_> {
             return buffer;
         }
         // A kept version belongs to no reader: its buffer lives for this task only.
-        let page = self.take_page().expect("the caller saw to it");
+        let page = self.take_page(Hint::NEW).expect("the caller saw to it");
         let buffer = self
             .buffers
-            .insert_filling(addr(leaf, index), page, Tag::New)
+            .insert_filling(addr(leaf, index), page, Hint::NEW)
             .expect("slots are always enough");
         self.push_fill(*fill, onode, addr(leaf, index), buffer, crc);
         self.buffers.pin(buffer);

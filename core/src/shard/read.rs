@@ -171,7 +171,7 @@ impl Shard<'_> {
         let hint = self.drop_buffer(leaf, index);
         // The leaf must outlive the eviction below even if it now says nothing.
         self.onodes.leaf_mut(leaf).bad |= 1 << index;
-        let page = self.take_page().expect("collect saw to it");
+        let page = self.take_page(hint).expect("collect saw to it");
         self.onodes.leaf_mut(leaf).bad &= !(1 << index);
         let buffer = self
             .buffers

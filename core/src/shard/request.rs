@@ -7,6 +7,7 @@ use crate::event::{Output, Rejected, Reply, Request, RequestKind, Status};
 use crate::ids::{BLOCK_BYTES, BlockRef, OpId, PageId};
 use crate::limits::REQUEST_BLOCKS_MAX;
 use crate::onode::NIL;
+use crate::policy::Hint;
 
 /// Tasks kept back for pushes and reclaim, which must go on for requests to end.
 const TASKS_RESERVED: usize = 16;
@@ -230,7 +231,7 @@ impl Shard<'_> {
         }
         self.tasks.get_mut(task).payload.clear();
         for _ in 0..owed {
-            let page = self.take_page().expect("counted above");
+            let page = self.take_page(Hint::NEW).expect("counted above");
             let payload = &mut self.tasks.get_mut(task).payload;
             payload.push(BlockRef { page, crc: 0 }).expect("as many as it brought");
         }

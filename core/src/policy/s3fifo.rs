@@ -1,0 +1,39 @@
+//! S3-FIFO: three FIFOs. warm_in is small and lets go quickly of what is not used a second time;
+//! hot is large and reinserts what was used since it came; a use only counts.
+
+use super::{End, Lens, Level, List, Tag, Verdict, percent};
+
+/// warm_in's share of the pages, in percent.
+const SMALL_PERCENT: u32 = 10;
+/// Ghosts, in percent of the pages.
+const GHOST_PERCENT: u32 = 90;
+/// Uses while on warm_in that take a buffer to hot.
+const PROMOTION_USES: u8 = 2;
+/// Uses that are told apart.
+const USES_MAX: u8 = 3;
+
+pub(super) fn place(hint: Tag, level: Level) -> (List, End) {
+    match (hint, level) {
+        (Tag::New, Level::Low) => (List::WarmIn, End::Back),
+        (Tag::New | Tag::WarmIn, _) => (List::WarmIn, End::Front),
+        (Tag::WarmOut | Tag::Hot, _) => (List::Hot, End::Front),
+    }
+}
+
+pub(super) fn victim(lens: Lens) -> List {
+    let small = percent(lens.capacity, SMALL_PERCENT).max(1);
+    if lens.warm_in >= small { List::WarmIn } else { List::Hot }
+}
+
+pub(super) fn verdict(list: List, uses: u8) -> Verdict {
+    match (list, uses.min(USES_MAX)) {
+        (List::WarmIn, PROMOTION_USES..) => Verdict::Spare(List::Hot, 0),
+        (List::WarmIn, _) => Verdict::Evict { ghost: true },
+        (List::Hot, 0) => Verdict::Evict { ghost: false },
+        (List::Hot, uses) => Verdict::Spare(List::Hot, uses - 1),
+    }
+}
+
+pub(super) const fn ghosts_max(pages: u32) -> u32 {
+    percent(pages, GHOST_PERCENT)
+}
