@@ -5,8 +5,6 @@ use super::{End, Lens, Level, List, Tag, Verdict, percent};
 
 /// warm_in's share of the pages, in percent.
 const SMALL_PERCENT: u32 = 10;
-/// Ghosts, in percent of the pages.
-const GHOST_PERCENT: u32 = 90;
 /// Uses while on warm_in that take a buffer to hot.
 const PROMOTION_USES: u8 = 2;
 /// Uses that are told apart.
@@ -21,8 +19,7 @@ pub(super) fn place(hint: Tag, level: Level) -> (List, End) {
 }
 
 pub(super) fn victim(lens: Lens) -> List {
-    let small = percent(lens.capacity, SMALL_PERCENT).max(1);
-    if lens.warm_in >= small { List::WarmIn } else { List::Hot }
+    if lens.warm_in >= small(lens.capacity) { List::WarmIn } else { List::Hot }
 }
 
 pub(super) fn verdict(list: List, uses: u8) -> Verdict {
@@ -34,6 +31,12 @@ pub(super) fn verdict(list: List, uses: u8) -> Verdict {
     }
 }
 
+/// As many as hot may have buffers.
 pub(super) const fn ghosts_max(pages: u32) -> u32 {
-    percent(pages, GHOST_PERCENT)
+    pages.saturating_sub(small(pages))
+}
+
+const fn small(pages: u32) -> u32 {
+    let small = percent(pages, SMALL_PERCENT);
+    if small == 0 { 1 } else { small }
 }
