@@ -24,6 +24,10 @@ const _: () = assert!((WINDOW_ENDS[WINDOWS - 2] as usize) < RING && RING.is_powe
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Stamp(u16);
 
+impl Stamp {
+    pub(crate) const ZERO: Self = Self(0);
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Ages {
@@ -57,6 +61,13 @@ impl Ages {
     pub fn add(&mut self, weight: u32) -> Stamp {
         self.ring[usize::from(self.now) % RING] += weight;
         Stamp(self.now)
+    }
+
+    /// An item, last used then, weighs more from now on.
+    pub fn add_to(&mut self, stamp: Stamp, weight: u32) {
+        if usize::from(self.age(stamp)) < RING {
+            self.ring[usize::from(stamp.0) % RING] += weight;
+        }
     }
 
     /// An item is no longer counted.

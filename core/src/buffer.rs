@@ -287,11 +287,40 @@ impl<'a> Buffers<'a> {
         self.set_capacity(self.capacity + 1);
     }
 
-    /// Gives a free page away, for good; `None`: evict one first.
-    pub fn shrink(&mut self) -> Option<PageId> {
-        self.usage.free = self.usage.free.checked_sub(1)?;
+    /// A page that was taken does not come back.
+    pub fn lose_page(&mut self) {
         self.set_capacity(self.capacity - 1);
-        Some(self.free_pages[self.usage.free as usize])
+    }
+
+    /// Pages that the table should hold: those it was given and has not lost. While pages are in
+    /// use elsewhere, or in for others, it holds a few less or more.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// The free page at a place of the free list, which has as many as there are free pages.
+    #[must_use]
+    pub fn free_page_at(&self, at: u32) -> Option<PageId> {
+        (at < self.usage.free).then(|| self.free_pages[at as usize])
+    }
+
+    /// Takes the free page at a place of the free list; another one comes to that place.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn take_free_page_at(&mut self, at: u32) -> PageId {
+        assert!(at < self.usage.free);
+        self.usage.free -= 1;
+        let page = self.free_pages[at as usize];
+        self.free_pages[at as usize] = self.free_pages[self.usage.free as usize];
+        page
+    }
+
+    /// Drops a ghost if there are more than the policy keeps; its owner forgets it.
+    pub fn drop_ghost_above(&mut self) -> Option<BlockAddr> {
+        if self.warm_out.len() > self.ghosts_max { self.drop_ghost() } else { None }
     }
 
     fn set_capacity(&mut self, pages: u32) {
@@ -350,7 +379,7 @@ impl<'a> Buffers<'a> {
         } else {
             self.free_slot(id);
         }
-        let dropped = if self.warm_out.len() > self.ghosts_max { self.drop_ghost() } else { None };
+        let dropped = self.drop_ghost_above();
         self.counters.evictions += 1;
         self.give_page(page);
         Some(Evicted { block, ghost: ghost.then_some(BufferId(id)), dropped })
@@ -580,6 +609,24 @@ impl<'a> Buffers<'a> {
     #[must_use]
     pub fn state(&self, id: BufferId) -> State {
         self.slots[id.0 as usize].state
+    }
+
+    /// The owner refers to the buffer or ghost from another place from now on.
+    pub fn set_block(&mut self, id: BufferId, block: BlockAddr) {
+        self.slots[id.0 as usize].block = block;
+    }
+
+    /// The data of a clean, unpinned buffer is in another page from now on; returns the old one.
+    pub fn set_page(&mut self, id: BufferId, page: PageId) -> PageId {
+        let slot = &mut self.slots[id.0 as usize];
+        debug_assert!(slot.state == State::Clean && slot.pins == 0);
+        core::mem::replace(&mut slot.page, page)
+    }
+
+    /// Slots of the table, for a walk over all buffers.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.slots.len() as u32
     }
 
     /// The owner's reference that was given when the buffer was inserted.

@@ -2,6 +2,8 @@
 //! pages travel beside them as slices (in) and getters (out), so nothing here allocates.
 
 use crate::ids::{Epoch, OpId, VolumeId};
+use crate::policy::Policy;
+use crate::shard::Budget;
 
 /// What a front end asks of one object. One request covers at most
 /// [`REQUEST_BLOCKS_MAX`](crate::limits::REQUEST_BLOCKS_MAX) blocks of one object, except
@@ -232,6 +234,12 @@ pub enum Input<'a> {
         /// Dirty blocks too.
         force: bool,
     },
+    /// The shard's share of memory from now on.
+    Budget(Budget),
+    /// The replacement policy from now on; nothing is dropped for it.
+    Policy(Policy),
+    /// Pages that are the shard's from now on.
+    Pages(&'a [crate::ids::PageId]),
     /// The end of a turn, or the time `poll_timeout` named: close the open record, start what
     /// waits.
     Turn,
@@ -277,6 +285,18 @@ pub enum Output {
         src: crate::ids::PageId,
         /// The new bytes, kept as they are in `dst`: `keep.0..keep.1`; all others are copied.
         keep: (u16, u16),
+    },
+    /// Copy all of page `src` to page `dst`, at once. Nobody else uses either.
+    CopyPage {
+        /// Page with the bytes.
+        src: crate::ids::PageId,
+        /// Page to fill.
+        dst: crate::ids::PageId,
+    },
+    /// The pages of `Shard::pages_back()` are no longer the shard's.
+    PagesBack {
+        /// How many there are.
+        count: u32,
     },
     /// Fill `Shard::op_pages(op)` from the store's image: `count` blocks of the object.
     Fetch {

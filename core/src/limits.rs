@@ -23,6 +23,8 @@ pub const OP_PAGES_MAX: usize = BATCH_BLOCKS_MAX + 1;
 pub const PACK_BLOCKS_MAX: usize = 2048;
 /// Blocks that one map page of the store describes (64 MiB).
 pub const MAP_PAGE_BLOCKS: usize = 16384;
+/// Pages that a shard gives back at a time at most.
+pub const PAGES_BACK_MAX: usize = 64;
 /// Shards of a cache at most.
 pub const SHARDS_MAX: usize = 64;
 /// Volumes that one cache knows at most (rows of its volume table).

@@ -299,6 +299,20 @@ impl Queue<'_> {
         true
     }
 
+    /// Puts `new`, which is on no list, at the place of `old`, which leaves. `false`, and nothing
+    /// changes, if `old` is not on this list.
+    pub fn replace(&mut self, old: u32, new: u32) -> bool {
+        if !self.contains(old) {
+            return false;
+        }
+        let link: *const Link = self.link(old);
+        // SAFETY: `link` points at an element of the array and its owner tag says that it is on
+        // this very list.
+        let replaced = unsafe { self.list.cursor_mut_from_ptr(link) }.replace_with(new);
+        debug_assert_eq!(replaced, Ok(old));
+        true
+    }
+
     /// Moves `slot` to the front. `false`, and nothing changes, if it is not on this list.
     pub fn move_to_front(&mut self, slot: u32) -> bool {
         if self.front() == Some(slot) {
@@ -361,7 +375,14 @@ mod tests {
             let free = !models.iter().any(|m| m.contains(&slot));
             let (queue, model) = (&mut queues[q], &mut models[q]);
             let found = model.iter().position(|&s| s == slot);
-            match random.below(7) {
+            let other = random.below(SLOTS);
+            let replaces = free && other != slot && model.contains(&other);
+            match random.below(8) {
+                7 if replaces => {
+                    assert!(queue.replace(other, slot));
+                    let at = model.iter().position(|s| *s == other).unwrap();
+                    model[at] = slot;
+                }
                 0 | 1 if free => {
                     queue.push_front(slot);
                     model.push_front(slot);

@@ -11,7 +11,10 @@
 //! writer nor a writer for a push.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::mem::MaybeUninit;
 
+use crate::ages::{Ages, Stamp, WINDOWS};
 use crate::buffer::BufferId;
 use crate::ids::VolumeId;
 use crate::limits::{LEAF_BLOCKS, ONODE_LEAVES};
@@ -19,6 +22,14 @@ use crate::list::{Link, Queue, queues};
 
 /// No onode, no leaf, no page of the region.
 pub const NIL: u32 = u32::MAX;
+
+/// Bytes of the unit in which metadata is budgeted: a leaf takes one.
+pub const META_UNIT_BYTES: usize = 256;
+/// Units that an onode takes.
+pub const ONODE_UNITS: u32 = 2;
+
+const _: () = assert!(size_of::<Leaf>() <= META_UNIT_BYTES);
+const _: () = assert!(size_of::<Onode>() <= ONODE_UNITS as usize * META_UNIT_BYTES);
 
 /// Sixteen blocks of an object.
 #[derive(Clone, Debug)]
@@ -42,7 +53,7 @@ pub struct Leaf {
     /// Blocks read since reclaim last passed.
     pub referenced: u16,
     /// The leaf that keeps the closed epoch's version of blocks written again, or [`NIL`]. Of a
-    /// free leaf: the next free one.
+    /// free leaf: the next free one (and `nvme[0]` the one before).
     pub shadow: u32,
     /// The onode.
     pub onode: u32,
@@ -108,10 +119,34 @@ pub struct Onode {
     pub stream_end: u16,
     /// Blocks of the current stream so far.
     pub stream_run: u16,
+    /// Leaves and shadows.
+    leaf_count: u16,
+    /// Last use.
+    used: Stamp,
+    /// The next onode of the same bucket. Of a free onode: the next free one (and `next_dirty[0]`
+    /// the one before).
     hash_next: u32,
 }
 
 impl Onode {
+    const UNUSED: Self = Self {
+        volume: VolumeId(NIL),
+        object: 0,
+        leaves: [NIL; ONODE_LEAVES],
+        pins: 0,
+        dirty_blocks: 0,
+        hole: false,
+        hole_dirty: [false; 2],
+        listed: [false; 2],
+        next_dirty: [NIL; 2],
+        merging: false,
+        stream_end: 0,
+        stream_run: 0,
+        leaf_count: 0,
+        used: Stamp::ZERO,
+        hash_next: NIL,
+    };
+
     /// Whether the store lacks something of it.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
@@ -146,60 +181,94 @@ pub struct OnodeCounters {
 
 /// All onodes of a shard and their leaves. Evictable ones (clean, unpinned) are on one list, by
 /// the time of their last release.
+///
+/// Both tables have address space for the most they may ever hold, and take memory as slots are
+/// used for the first time. [`limit`](Self::set_limit) says how much they should take; packing
+/// ([`top_leaf`](Self::top_leaf), [`pack_onode`](Self::pack_onode)) moves what lies highest into
+/// free slots below, so that the end of a table can be given back.
 #[derive(Debug)]
 pub struct Onodes<'a> {
-    onodes: Box<[Onode]>,
-    leaves: Box<[Leaf]>,
+    onodes: Vec<Onode>,
+    leaves: Vec<Leaf>,
     buckets: Box<[u32]>,
     free_onode: u32,
     free_leaf: u32,
     onodes_used: u32,
     leaves_used: u32,
+    limit: u32,
     lru: Queue<'a>,
+    /// Leaves of the onodes on it.
+    lru_leaves: u32,
+    ages: Ages,
     counters: OnodeCounters,
 }
 
 impl<'a> Onodes<'a> {
-    /// Empty tables.
+    /// Empty tables, without a limit.
     #[must_use]
     pub fn new(storage: &'a mut OnodeStorage, leaves: usize) -> Self {
         let count = storage.links.len();
         let [lru] = queues(&mut storage.links);
-        let onode = Onode {
-            volume: VolumeId(NIL),
-            object: 0,
-            leaves: [NIL; ONODE_LEAVES],
-            pins: 0,
-            dirty_blocks: 0,
-            hole: false,
-            hole_dirty: [false; 2],
-            listed: [false; 2],
-            next_dirty: [NIL; 2],
-            merging: false,
-            stream_end: 0,
-            stream_run: 0,
-            hash_next: NIL,
-        };
-        let mut this = Self {
-            onodes: core::iter::repeat_n(onode, count).collect(),
-            leaves: core::iter::repeat_n(Leaf::EMPTY, leaves).collect(),
+        Self {
+            onodes: Vec::with_capacity(count),
+            leaves: Vec::with_capacity(leaves),
             buckets: core::iter::repeat_n(NIL, count.next_power_of_two()).collect(),
             free_onode: NIL,
             free_leaf: NIL,
             onodes_used: 0,
             leaves_used: 0,
+            limit: u32::MAX,
             lru,
+            lru_leaves: 0,
+            ages: Ages::new(),
             counters: OnodeCounters::default(),
-        };
-        for index in (0..count as u32).rev() {
-            this.onodes[index as usize].hash_next = this.free_onode;
-            this.free_onode = index;
         }
-        for index in (0..leaves as u32).rev() {
-            this.leaves[index as usize].shadow = this.free_leaf;
-            this.free_leaf = index;
-        }
-        this
+    }
+
+    /// Time goes on: the present second, modulo 2^16.
+    pub fn set_second(&mut self, second: u16) {
+        self.ages.advance(second);
+    }
+
+    /// Leaves by the time since the last use of their onode.
+    #[must_use]
+    pub fn ages(&self) -> [u64; WINDOWS] {
+        self.ages.windows(u64::from(self.leaves_used))
+    }
+
+    /// From now on the tables should take at most so many units. Nothing is dropped for it here.
+    pub fn set_limit(&mut self, units: u32) {
+        self.limit = units;
+    }
+
+    /// Units of what is in use.
+    #[must_use]
+    pub fn units_used(&self) -> u32 {
+        self.leaves_used + ONODE_UNITS * self.onodes_used
+    }
+
+    /// Units of memory that the tables take, free slots between used ones included.
+    #[must_use]
+    pub fn units_held(&self) -> u32 {
+        self.leaves.len() as u32 + ONODE_UNITS * self.onodes.len() as u32
+    }
+
+    /// Units of what is dirty or in use.
+    #[must_use]
+    pub fn units_unevictable(&self) -> u32 {
+        self.units_used() - self.lru_leaves - ONODE_UNITS * self.lru.len()
+    }
+
+    /// Units above the limit that are in use.
+    #[must_use]
+    pub fn units_over(&self) -> u32 {
+        self.units_used().saturating_sub(self.limit)
+    }
+
+    /// The memory behind the ends of both tables. It may be given back to the system: what it holds
+    /// means nothing.
+    pub fn spare(&mut self) -> (&mut [MaybeUninit<Onode>], &mut [MaybeUninit<Leaf>]) {
+        (self.onodes.spare_capacity_mut(), self.leaves.spare_capacity_mut())
     }
 
     /// The onode at a slot in use.
@@ -242,10 +311,16 @@ impl<'a> Onodes<'a> {
         self.lru.len()
     }
 
-    /// Leaves that nobody uses.
+    /// Leaves that may be taken within the limit.
     #[must_use]
     pub fn leaves_free(&self) -> u32 {
-        self.leaves.len() as u32 - self.leaves_used
+        self.leaf_slots_free().min(self.limit.saturating_sub(self.units_used()))
+    }
+
+    /// Leaves that may be taken whatever the limit.
+    #[must_use]
+    pub fn leaf_slots_free(&self) -> u32 {
+        self.leaves.capacity() as u32 - self.leaves_used
     }
 
     fn bucket(&self, volume: VolumeId, object: u32) -> usize {
@@ -271,33 +346,75 @@ impl<'a> Onodes<'a> {
     pub fn lookup(&mut self, volume: VolumeId, object: u32) -> Option<u32> {
         let found = self.find(volume, object);
         match found {
-            Some(_) => self.counters.hits += 1,
+            Some(index) => {
+                self.counters.hits += 1;
+                let onode = &mut self.onodes[index as usize];
+                self.ages.touch(&mut onode.used, u32::from(onode.leaf_count));
+            }
             None => self.counters.misses += 1,
         }
         found
     }
 
-    /// A new onode, pinned once; `None` when the table is full: evict first.
+    /// Whether an onode may be made within the limit.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let full = self.onodes_used as usize == self.onodes.capacity();
+        !full && self.units_used() + ONODE_UNITS <= self.limit
+    }
+
+    /// A new onode, pinned once, whatever the limit; `None` when the table is full: evict first.
     pub fn create(&mut self, volume: VolumeId, object: u32) -> Option<u32> {
         debug_assert!(self.find(volume, object).is_none());
-        let index = self.free_onode;
-        if index == NIL {
-            return None;
-        }
+        let index = self.take_onode()?;
         let bucket = self.bucket(volume, object);
         let next = self.buckets[bucket];
+        let used = self.ages.now();
         let onode = self.get_mut(index);
-        let free = onode.hash_next;
         onode.volume = volume;
         onode.object = object;
         onode.hash_next = next;
         onode.pins = 1;
         onode.stream_end = 0;
         onode.stream_run = 0;
-        self.free_onode = free;
+        onode.used = used;
         self.buckets[bucket] = index;
         self.onodes_used += 1;
         Some(index)
+    }
+
+    fn take_onode(&mut self) -> Option<u32> {
+        let index = self.free_onode;
+        if index != NIL {
+            self.unlink_free_onode(index);
+            return Some(index);
+        }
+        if self.onodes.len() == self.onodes.capacity() {
+            return None;
+        }
+        self.onodes.push(Onode::UNUSED);
+        Some(self.onodes.len() as u32 - 1)
+    }
+
+    fn link_free_onode(&mut self, index: u32) {
+        let next = self.free_onode;
+        if next != NIL {
+            self.get_mut(next).next_dirty[0] = index;
+        }
+        *self.get_mut(index) = Onode { hash_next: next, ..Onode::UNUSED };
+        self.free_onode = index;
+    }
+
+    fn unlink_free_onode(&mut self, index: u32) {
+        let (next, before) = (self.get(index).hash_next, self.get(index).next_dirty[0]);
+        match before {
+            NIL => self.free_onode = next,
+            _ => self.get_mut(before).hash_next = next,
+        }
+        if next != NIL {
+            self.get_mut(next).next_dirty[0] = before;
+        }
+        *self.get_mut(index) = Onode::UNUSED;
     }
 
     /// One more user: takes it off the list of evictable onodes.
@@ -305,7 +422,7 @@ impl<'a> Onodes<'a> {
         let onode = self.get_mut(index);
         onode.pins += 1;
         if onode.pins == 1 {
-            self.lru.remove(index);
+            self.unlist(index);
         }
     }
 
@@ -323,9 +440,16 @@ impl<'a> Onodes<'a> {
         let linked = onode.listed != [false; 2];
         let evictable = onode.pins == 0 && !onode.is_dirty() && !linked;
         if !evictable {
-            self.lru.remove(index);
+            self.unlist(index);
         } else if !self.lru.contains(index) {
+            self.lru_leaves += u32::from(onode.leaf_count);
             self.lru.push_front(index);
+        }
+    }
+
+    fn unlist(&mut self, index: u32) {
+        if self.lru.remove(index) {
+            self.lru_leaves -= u32::from(self.get(index).leaf_count);
         }
     }
 
@@ -341,26 +465,54 @@ impl<'a> Onodes<'a> {
         let onode = self.get(index);
         assert!(onode.pins == 0 && !onode.is_dirty(), "removal of an onode in use");
         debug_assert!(onode.leaves.iter().all(|leaf| *leaf == NIL));
+        debug_assert_eq!(onode.leaf_count, 0);
         let next = onode.hash_next;
-        let bucket = self.bucket(volume, object);
-        if self.buckets[bucket] == index {
-            self.buckets[bucket] = next;
-        } else {
-            let mut before = self.buckets[bucket];
-            while self.get(before).hash_next != index {
-                before = self.get(before).hash_next;
-            }
-            self.get_mut(before).hash_next = next;
-        }
-        self.lru.remove(index);
-        let free = self.free_onode;
-        let onode = self.get_mut(index);
-        onode.volume = VolumeId(NIL);
-        onode.hole = false;
-        onode.hash_next = free;
-        self.free_onode = index;
+        self.redirect(volume, object, index, next);
+        self.unlist(index);
+        self.link_free_onode(index);
         self.onodes_used -= 1;
         self.counters.evictions += 1;
+    }
+
+    /// Makes whoever in the object's bucket leads to `from` lead to `to`.
+    fn redirect(&mut self, volume: VolumeId, object: u32, from: u32, to: u32) {
+        let bucket = self.bucket(volume, object);
+        if self.buckets[bucket] == from {
+            self.buckets[bucket] = to;
+            return;
+        }
+        let mut before = self.buckets[bucket];
+        while self.get(before).hash_next != from {
+            before = self.get(before).hash_next;
+        }
+        self.get_mut(before).hash_next = to;
+    }
+
+    /// Shortens the table of onodes by one if its last slot is free, or if its onode is evictable
+    /// and there is a free slot below. `false`: it is not so now.
+    pub fn pack_onode(&mut self) -> bool {
+        let Some(last) = self.onodes.len().checked_sub(1) else { return false };
+        let last = last as u32;
+        if self.get(last).volume == VolumeId(NIL) {
+            self.unlink_free_onode(last);
+            self.onodes.pop();
+            return true;
+        }
+        let to = self.free_onode;
+        if to == NIL || !self.lru.contains(last) {
+            return false;
+        }
+        self.unlink_free_onode(to);
+        let onode = self.get(last).clone();
+        self.redirect(onode.volume, onode.object, last, to);
+        for leaf in onode.leaves.into_iter().filter(|leaf| *leaf != NIL) {
+            debug_assert_eq!(self.leaf(leaf).shadow, NIL, "a clean onode has no shadows");
+            self.leaf_mut(leaf).onode = to;
+        }
+        self.lru.replace(last, to);
+        *self.get_mut(to) = onode;
+        self.onodes.pop();
+        true
     }
 
     /// The leaf that holds a block, if there is one, and the block's place in it.
@@ -397,14 +549,63 @@ impl<'a> Onodes<'a> {
     }
 
     fn take_leaf(&mut self, onode: u32, position: u8) -> Option<u32> {
-        let leaf = self.free_leaf;
-        if leaf == NIL {
-            return None;
-        }
-        self.free_leaf = self.leaf(leaf).shadow;
+        let leaf = match self.free_leaf {
+            NIL if self.leaves.len() == self.leaves.capacity() => return None,
+            NIL => {
+                self.leaves.push(Leaf::EMPTY);
+                self.leaves.len() as u32 - 1
+            }
+            free => {
+                self.unlink_free_leaf(free);
+                free
+            }
+        };
         self.leaves_used += 1;
         *self.leaf_mut(leaf) = Leaf { onode, position, ..Leaf::EMPTY };
+        let owner = &mut self.onodes[onode as usize];
+        owner.leaf_count += 1;
+        self.ages.add_to(owner.used, 1);
         Some(leaf)
+    }
+
+    fn unlink_free_leaf(&mut self, leaf: u32) {
+        let (next, before) = (self.leaf(leaf).shadow, self.leaf(leaf).nvme[0]);
+        match before {
+            NIL => self.free_leaf = next,
+            _ => self.leaf_mut(before).shadow = next,
+        }
+        if next != NIL {
+            self.leaf_mut(next).nvme[0] = before;
+        }
+    }
+
+    /// Shortens the table of leaves by the free slots at its end. Returns the last leaf, which is
+    /// in use, and a free one below it, if there is any: the owner may move the one to the other
+    /// ([`move_leaf`](Self::move_leaf)) and tell those who refer to it.
+    pub fn top_leaf(&mut self) -> Option<(u32, u32)> {
+        while self.leaves.last()?.onode == NIL {
+            self.unlink_free_leaf(self.leaves.len() as u32 - 1);
+            self.leaves.pop();
+        }
+        let last = self.leaves.len() as u32 - 1;
+        (self.free_leaf != NIL).then_some((last, self.free_leaf))
+    }
+
+    /// Moves a leaf to a free slot. Nobody may hold its number but its onode, its buffers, its log
+    /// pages; of these the onode is told here.
+    pub fn move_leaf(&mut self, from: u32, to: u32) {
+        self.unlink_free_leaf(to);
+        let leaf = self.leaf(from).clone();
+        debug_assert_eq!(self.get(leaf.onode).pins, 0, "a leaf moves while nobody uses it");
+        let position = usize::from(leaf.position);
+        if leaf.is_shadow {
+            let main = self.get(leaf.onode).leaves[position];
+            self.leaf_mut(main).shadow = to;
+        } else {
+            self.get_mut(leaf.onode).leaves[position] = to;
+        }
+        *self.leaf_mut(to) = leaf;
+        self.link_free_leaf(from);
     }
 
     /// Frees a leaf's shadow.
@@ -426,18 +627,31 @@ impl<'a> Onodes<'a> {
     }
 
     fn free_leaf(&mut self, leaf: u32) {
-        let free = self.free_leaf;
-        let slot = self.leaf_mut(leaf);
+        let slot = &self.leaves[leaf as usize];
         debug_assert!(slot.nvme.iter().all(|page| *page == NIL), "a freed leaf holds log pages");
-        slot.shadow = free;
-        slot.onode = NIL;
-        self.free_leaf = leaf;
+        let owner = &mut self.onodes[slot.onode as usize];
+        owner.leaf_count -= 1;
+        self.lru_leaves -= u32::from(self.lru.contains(slot.onode));
+        self.ages.remove(owner.used, 1);
+        self.link_free_leaf(leaf);
         self.leaves_used -= 1;
     }
 
-    /// Onodes that fit.
+    fn link_free_leaf(&mut self, leaf: u32) {
+        let next = self.free_leaf;
+        if next != NIL {
+            self.leaf_mut(next).nvme[0] = leaf;
+        }
+        let slot = self.leaf_mut(leaf);
+        slot.onode = NIL;
+        slot.shadow = next;
+        slot.nvme[0] = NIL;
+        self.free_leaf = leaf;
+    }
+
+    /// Slots of onodes that have been used: all onodes have numbers below.
     #[must_use]
-    pub fn capacity(&self) -> u32 {
+    pub fn slots(&self) -> u32 {
         self.onodes.len() as u32
     }
 

@@ -11,6 +11,7 @@
 //! `attach` takes in what recovery found, `index` keeps every reference to a block consistent.
 
 mod attach;
+mod budget;
 mod discard;
 mod durable;
 mod fill;
@@ -35,6 +36,8 @@ use crate::onode::{NIL, OnodeStorage, Onodes};
 use crate::recovery::{LogEntry, Recovered};
 use crate::time::Instant;
 use crate::wlog::{LOG_DEPTH, Log, meta_pages};
+use budget::Progress;
+pub use budget::{Budget, BudgetReport};
 use fill::{FILLS_MAX, Fills};
 use reclaim::Reclaim;
 use task::{Fifo, Tasks};
@@ -49,16 +52,18 @@ const ZERO_RANGES_MAX: usize = 8192;
 /// The memory that a shard's lists are linked in, lent to it for its life.
 #[derive(Debug)]
 pub struct ShardStorage {
+    slots: usize,
     buffers: BufferStorage,
     onodes: OnodeStorage,
 }
 
 impl ShardStorage {
-    /// Memory for a shard with `pages` pages of the arena.
+    /// Memory for a shard that will have at most `pages` pages of the arena.
     #[must_use]
     pub fn new(config: &ShardConfig, pages: usize) -> Self {
         let slots = BufferStorage::slots_for(pages, config.adopted_max);
-        Self { buffers: BufferStorage::new(slots), onodes: OnodeStorage::new(config.onodes) }
+        let onodes = OnodeStorage::new(config.onodes);
+        Self { slots, buffers: BufferStorage::new(slots), onodes }
     }
 }
 
@@ -106,6 +111,8 @@ pub struct ShardCounters {
     pub moved_blocks: u64,
     /// Blocks dropped from NVMe by reclaim.
     pub dropped_blocks: u64,
+    /// Blocks dropped from RAM because the shard's share of memory became smaller.
+    pub resized_blocks: u64,
     /// Device reads or writes that failed.
     pub device_errors: u64,
     /// Blocks whose checksum did not match.
@@ -150,6 +157,8 @@ struct ZeroRange {
 pub struct Shard<'a> {
     config: ShardConfig,
     now: Instant,
+    /// Its second, modulo 2^16.
+    second: u16,
     buffers: Buffers<'a>,
     onodes: Onodes<'a>,
     log: Log,
@@ -165,6 +174,7 @@ pub struct Shard<'a> {
     recovered_crcs: Vec<u32>,
     zero_ranges: alloc::collections::VecDeque<ZeroRange>,
     reclaim: Reclaim,
+    progress: Progress,
     dirty_blocks: u64,
     nvme_blocks: u64,
     /// Writes that wait for room, in order.
@@ -211,10 +221,11 @@ impl<'a> Shard<'a> {
     ) -> Self {
         assert!(pages.len() >= Self::pages_min(&config), "too few pages for a shard");
         let (meta, own) = pages.split_at(meta_pages(config.layout.segment_pages));
-        let slots = BufferStorage::slots_for(pages.len(), config.adopted_max);
+        let slots = storage.slots;
         Self {
             config,
             now: Instant(0),
+            second: 0,
             buffers: Buffers::new(&mut storage.buffers, own, config.policy),
             onodes: Onodes::new(&mut storage.onodes, config.leaves),
             log: Log::new(
@@ -235,6 +246,7 @@ impl<'a> Shard<'a> {
             recovered_crcs: recovered.crcs,
             zero_ranges: alloc::collections::VecDeque::with_capacity(ZERO_RANGES_MAX),
             reclaim: Reclaim::new(),
+            progress: Progress::new(own.len() as u32),
             dirty_blocks: 0,
             nvme_blocks: 0,
             stalled_writes: Fifo::new(),
@@ -274,7 +286,8 @@ impl<'a> Shard<'a> {
         if !self.outbox.is_empty() {
             return Err(Rejected);
         }
-        self.now = self.now.max(now);
+        self.set_now(now);
+        self.end_told();
         match input {
             Input::Request(request, blocks) => return self.handle_request(request, blocks),
             Input::Release(lease) => self.handle_release(lease),
@@ -285,9 +298,22 @@ impl<'a> Shard<'a> {
             Input::BatchTaken(op) => self.handle_batch_taken(op),
             Input::Keeper(mail) => self.handle_keeper(mail),
             Input::Purge { force } => self.purge(force),
+            Input::Budget(budget) => self.set_budget(budget),
+            Input::Policy(policy) => self.set_policy(policy),
+            Input::Pages(pages) => self.take_in_pages(pages),
             Input::Turn => self.settle(),
         }
         Ok(())
+    }
+
+    fn set_now(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        let second = self.now.seconds() as u16;
+        if second != self.second {
+            self.second = second;
+            self.buffers.set_second(second);
+            self.onodes.set_second(second);
+        }
     }
 
     /// The next thing to do. Changes after every `handle`; drain it to `None`.
@@ -416,6 +442,7 @@ impl<'a> Shard<'a> {
     fn settle(&mut self) {
         self.again = false;
         self.clean_committed();
+        self.step_budget();
         self.step_reclaim();
         self.step_push();
         self.retry_owing();

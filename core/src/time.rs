@@ -30,6 +30,14 @@ impl Duration {
     }
 }
 
+impl Instant {
+    /// Whole seconds since the start.
+    #[must_use]
+    pub const fn seconds(self) -> u64 {
+        self.0 / 1_000_000_000
+    }
+}
+
 impl Add<Duration> for Instant {
     type Output = Self;
 

@@ -191,6 +191,9 @@ impl<'a> World<'a> {
                     self.pending.push(Pending::Filled { op, crc });
                     self.merges += 1;
                 }
+                Output::CopyPage { .. } | Output::PagesBack { .. } => {
+                    panic!("memory is fixed here")
+                }
                 Output::Fetch { op, count, .. } => {
                     self.pending.push(Pending::Fetched { op, count });
                 }

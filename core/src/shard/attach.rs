@@ -77,6 +77,7 @@ impl Shard<'_> {
                 self.onodes.pin(onode);
                 onode
             }
+            None if !dirty && !self.onodes.has_room() => return,
             None => match self.onodes.create(at.volume, at.object) {
                 Some(onode) => onode,
                 None => {
@@ -148,8 +149,12 @@ impl Shard<'_> {
     }
 
     /// The place of a block that no newer entry decided. `None` too when a clean block finds the
-    /// table full: then the cache knows less, that is all.
+    /// shard's share of memory used up: then the cache knows less, that is all.
     fn undecided(&mut self, onode: u32, block: u16, dirty: bool) -> Option<(u32, usize)> {
+        let room = self.onodes.block(onode, block).is_some() || self.onodes.leaves_free() > 0;
+        if !dirty && !room {
+            return None;
+        }
         let place = self.onodes.leaf_for(onode, block);
         assert!(!dirty || place.is_some(), "all dirty leaves fitted before, so they fit again");
         let (leaf, index) = place?;
@@ -161,7 +166,7 @@ impl Shard<'_> {
     /// A hole that the store knows of served to hide older entries; now the store tells.
     fn settle_recovered(&mut self, volume: usize) {
         let id = self.volumes[volume].id;
-        for onode in 0..self.onodes.capacity() {
+        for onode in 0..self.onodes.slots() {
             if self.onodes.get(onode).volume != id {
                 continue;
             }
@@ -246,7 +251,7 @@ impl Shard<'_> {
     /// Drops everything that is known of a volume, dirty or not.
     fn drop_volume(&mut self, volume: usize, remove: bool) {
         let id = self.volumes[volume].id;
-        for onode in 0..self.onodes.capacity() {
+        for onode in 0..self.onodes.slots() {
             if self.onodes.get(onode).volume != id {
                 continue;
             }

@@ -18,10 +18,9 @@ impl Shard<'_> {
             self.onodes.pin(onode);
             return Some(onode);
         }
-        if let Some(onode) = self.onodes.create(id, object) {
-            return Some(onode);
+        if !self.onodes.has_room() {
+            self.evict_onode()?;
         }
-        self.evict_onode()?;
         self.onodes.create(id, object)
     }
 
@@ -208,9 +207,16 @@ impl Shard<'_> {
         }
     }
 
-    /// Makes sure that so many leaves are free, evicting onodes if need be.
+    /// Makes sure that so many leaves can be taken, evicting onodes if need be. What has been
+    /// evicted is made use of even when the shard has more than its share: that is worked off
+    /// elsewhere.
     pub(super) fn reserve_leaves(&mut self, count: u32) -> bool {
+        let before = self.onodes.units_used();
         while self.onodes.leaves_free() < count {
+            let paid = before - self.onodes.units_used() >= count;
+            if paid && self.onodes.leaf_slots_free() >= count {
+                return true;
+            }
             if self.evict_onode().is_none() {
                 return false;
             }

@@ -325,7 +325,7 @@ impl Shard<'_> {
             let block = self.fills.get(fill).blocks[index];
             let sound = ok && crcs.get(index) == Some(&block.crc);
             let (leaf, position) = place(block.addr);
-            let current = self.onodes.leaf(leaf).ram[position] == block.buffer;
+            let current = self.is_current(block.buffer);
             let mark = if sound {
                 NIL
             } else {
@@ -392,7 +392,7 @@ impl Shard<'_> {
         for index in 0..self.fills.get(fill).blocks.len() {
             let block = self.fills.get(fill).blocks[index];
             let (leaf, position) = place(block.addr);
-            let current = self.onodes.leaf(leaf).ram[position] == block.buffer;
+            let current = self.is_current(block.buffer);
             let mark = match (ok, crcs.get(index).copied().flatten()) {
                 (true, Some(crc)) => {
                     if current {
@@ -416,6 +416,12 @@ impl Shard<'_> {
             self.admit_fill(fill);
         }
         self.wake_fill(fill);
+    }
+
+    /// Whether a block still refers to the buffer that is being filled for it. If it does not, its
+    /// leaf may be gone.
+    fn is_current(&self, buffer: BufferId) -> bool {
+        !self.buffers.is_detached(buffer)
     }
 
     fn end_fill_block(&mut self, fill: u32, block: super::fill::FillBlock, mark: u32) {

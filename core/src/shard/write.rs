@@ -5,7 +5,7 @@ use super::read::Collected;
 use super::request::span;
 use super::task::Held;
 use super::{Op, Shard};
-use crate::buffer::BlockAddr;
+use crate::buffer::{BlockAddr, State};
 use crate::event::{Output, Status};
 use crate::ids::{BLOCK_BYTES, BlockRef, OpId, PageId};
 use crate::limits::LEAF_BLOCKS;
@@ -289,9 +289,12 @@ impl Shard<'_> {
     pub(super) fn admit_fill(&mut self, fill: u32) {
         for at in 0..self.fills.get(fill).blocks.len() {
             let block = self.fills.get(fill).blocks[at];
+            let buffer = block.buffer;
+            if self.buffers.state(buffer) != State::Clean || self.buffers.is_detached(buffer) {
+                continue;
+            }
             let (leaf, index) = super::index::place(block.addr);
-            let slot = self.onodes.leaf(leaf);
-            if slot.ram[index] == block.buffer && slot.nvme[index] == NIL {
+            if self.onodes.leaf(leaf).nvme[index] == NIL {
                 self.admit(block.onode, leaf, index);
             }
         }

@@ -562,6 +562,8 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                 let crc = fill(&self.arena, dst, src, keep);
                 self.answers.push_back(Answer::Filled(op, crc));
             }
+            Output::CopyPage { src, dst } => self.arena.copy(dst, src, 0..PAGE_BYTES),
+            Output::PagesBack { .. } => panic!("no share was made smaller"),
             Output::Fetch { op, volume, object, first, count } => {
                 self.post.send_to_control(ToControl::Fetch {
                     shard,

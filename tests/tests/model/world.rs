@@ -5,6 +5,7 @@
 //! last longer.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::mem;
 
 use heeler_core::config::ShardConfig;
 use heeler_core::event::{
@@ -12,8 +13,9 @@ use heeler_core::event::{
 };
 use heeler_core::ids::{BLOCK_BYTES, BlockRef, Epoch, OpId, PageId, ShardId, VolumeId, shard_of};
 use heeler_core::keeper::{self, BatchHandle, Keeper, PackRead, StoreOp, StoreResult};
+use heeler_core::policy::Policy;
 use heeler_core::recovery::{Need, Recovered, Recovery, RegionLayout};
-use heeler_core::shard::{Shard, ShardStorage};
+use heeler_core::shard::{Budget, Shard, ShardStorage};
 use heeler_core::time::{Duration, Instant};
 use heeler_core::wire::head::Head;
 use heeler_core::wire::map_page::MapPage;
@@ -33,6 +35,10 @@ const UUID: Uuid = Uuid([7; 16]);
 const SECTORS_OF_BLOCK: usize = BLOCK_BYTES / SECTOR;
 const PAGES_PER_SHARD: u32 = 290;
 const TRANSIT_PAGES: u32 = 256;
+/// Pages that shards are given and lose again while they run.
+const EXTRA_PAGES: u32 = 96;
+/// Number of the first of them.
+const EXTRA_FIRST: u32 = SHARDS as u32 * PAGES_PER_SHARD + TRANSIT_PAGES + 8;
 
 /// How a life ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +73,9 @@ pub(crate) struct World {
     pub(crate) rots: bool,
     /// The client mostly writes and hardly ever flushes, and pushes are rare: the log goes round.
     pub(crate) churns: bool,
+    /// The shards' shares of memory and their policies change all the time. If not, both are as
+    /// they were when the regressions were found.
+    pub(crate) resizes: bool,
 }
 
 /// What happened, so that a test can say that something did.
@@ -83,6 +92,8 @@ pub(crate) struct Stats {
     pub(crate) merges: u64,
     pub(crate) rotten: u64,
     pub(crate) damaged: u64,
+    pub(crate) copied: u64,
+    pub(crate) given_back: u64,
 }
 
 impl World {
@@ -112,6 +123,7 @@ impl World {
             stats: Stats::default(),
             rots: false,
             churns: false,
+            resizes: false,
         }
     }
 
@@ -192,18 +204,18 @@ impl World {
         self.disk.sync().expect("no faults at start");
         assert!(recovered.iter().all(|found| found.damaged == 0), "no header is damaged here");
         self.stats.torn += recovered.iter().map(|found| found.torn).sum::<u64>();
-        let arena = Arena::new(u32::from(SHARDS) * PAGES_PER_SHARD + TRANSIT_PAGES + 8).unwrap();
+        let arena = Arena::new(EXTRA_FIRST + EXTRA_PAGES).unwrap();
         let configs: Vec<_> = (0..SHARDS).map(|shard| self.shard_config(shard)).collect();
         let mut storage: Vec<_> = configs
             .iter()
-            .map(|config| ShardStorage::new(config, PAGES_PER_SHARD as usize))
+            .map(|config| ShardStorage::new(config, (PAGES_PER_SHARD + EXTRA_PAGES) as usize))
             .collect();
         let log: Vec<_> = recovered.iter().map(|found| found.volume(self.volume)).collect();
         let mut shards = Vec::new();
         for (index, storage) in storage.iter_mut().enumerate() {
             let first = index as u32 * PAGES_PER_SHARD;
             let pages: Vec<_> = (first..first + PAGES_PER_SHARD).map(PageId).collect();
-            let found = std::mem::take(&mut recovered[index]);
+            let found = mem::take(&mut recovered[index]);
             shards.push(Shard::new(configs[index], storage, &pages, found));
         }
         let queue = self.disk.queue(&arena, 4096);
@@ -239,6 +251,7 @@ impl World {
             pushes: BTreeMap::new(),
             leases: Vec::new(),
             scanned: Vec::new(),
+            pool: (EXTRA_FIRST..EXTRA_FIRST + EXTRA_PAGES).map(PageId).collect(),
         };
         life.start(&log);
         if let Some(last) = last {
@@ -292,6 +305,7 @@ impl World {
             leaves: 160,
             tasks: 64,
             adopted_max: TRANSIT_PAGES as usize,
+            policy: if self.resizes { Policy::default() } else { Policy::TwoQBluestore },
             ..ShardConfig::for_region(layout, crc32c)
         }
     }
@@ -343,6 +357,8 @@ struct Life<'w, 'a> {
     leases: Vec<(usize, OpId)>,
     /// What a scan has read.
     scanned: Vec<u64>,
+    /// Pages that are no shard's.
+    pool: Vec<PageId>,
 }
 
 #[derive(Clone)]
@@ -405,7 +421,7 @@ impl Life<'_, '_> {
             let len = (self.world.volume_bytes - start).min(32 * BLOCK_BYTES);
             self.send(RequestKind::Read, false, start, len, Asked::Scan);
             self.pump(50_000, |life| life.requests.is_empty());
-            let scanned = std::mem::take(&mut self.scanned);
+            let scanned = mem::take(&mut self.scanned);
             let first = start / SECTOR;
             contents[first..first + scanned.len()].copy_from_slice(&scanned);
         }
@@ -474,6 +490,7 @@ impl Life<'_, '_> {
             15 => self.fetch(),
             16 if self.world.rng.chance(1, 2) => self.release_lease(),
             16 if self.world.rots => self.rot(),
+            18 if self.world.resizes && self.world.rng.chance(1, 6) => self.budget(),
             17 if self.world.rng.chance(1, 8) => {
                 self.world.now += self.world.rng.below(4000);
                 let now = self.now();
@@ -485,6 +502,32 @@ impl Life<'_, '_> {
                 self.tell(shard, Input::Turn);
             }
         }
+    }
+
+    /// A shard's share of memory changes, or its policy.
+    fn budget(&mut self) {
+        let shard = self.world.rng.index(self.shards.len());
+        let rng = &mut self.world.rng;
+        if rng.chance(1, 8) {
+            let policy = Policy::ALL[rng.index(Policy::ALL.len())];
+            return self.tell(shard, Input::Policy(policy));
+        }
+        let below = match rng.below(3) {
+            0 => PageId(EXTRA_FIRST + rng.below(u64::from(EXTRA_PAGES)) as u32),
+            _ => PageId::NONE,
+        };
+        let budget = Budget {
+            pages: 256 + rng.below(120) as u32,
+            meta_units: 40 + rng.below(200) as u32,
+            below,
+        };
+        self.tell(shard, Input::Budget(budget));
+        let room = budget.pages.saturating_sub(self.shards[shard].budget_report().pages);
+        let (given, kept) =
+            mem::take(&mut self.pool).into_iter().partition::<Vec<_>, _>(|page| *page < below);
+        let (given, rest) = given.split_at(given.len().min(room as usize));
+        self.pool = [&kept, rest].concat();
+        self.tell(shard, Input::Pages(given));
     }
 
     fn tell(&mut self, shard: usize, input: Input<'_>) {
@@ -529,6 +572,21 @@ impl Life<'_, '_> {
                     self.arena.write(dst, 0, &bytes);
                     merges.push((op, crc32c(0, &bytes)));
                     self.world.stats.merges += 1;
+                }
+                Output::CopyPage { src, dst } => {
+                    self.arena.copy(dst, src, 0..BLOCK_BYTES);
+                    self.world.stats.copied += 1;
+                }
+                Output::PagesBack { count } => {
+                    let pages = self.shards[shard].pages_back();
+                    assert_eq!(pages.len(), count as usize);
+                    self.world.stats.given_back += u64::from(count);
+                    for page in pages {
+                        // Whoever still uses it reads what no client has written.
+                        self.arena.write(*page, 0, &[0xee; BLOCK_BYTES]);
+                        assert!(!self.pool.contains(page), "{page:?} is given back twice");
+                        self.pool.push(*page);
+                    }
                 }
                 Output::Fetch { op, object, first, count, .. } => {
                     self.to_keeper[shard].push_back(FromShard::Fetch { op, object, first, count });
