@@ -506,8 +506,8 @@ impl<'a> Onodes<'a> {
         let onode = self.get(last).clone();
         self.redirect(onode.volume, onode.object, last, to);
         for leaf in onode.leaves.into_iter().filter(|leaf| *leaf != NIL) {
-            debug_assert_eq!(self.leaf(leaf).shadow, NIL, "a clean onode has no shadows");
             self.leaf_mut(leaf).onode = to;
+            debug_assert_eq!(self.leaf(leaf).shadow, NIL, "a clean onode has no shadows");
         }
         self.lru.replace(last, to);
         *self.get_mut(to) = onode;
@@ -564,6 +564,7 @@ impl<'a> Onodes<'a> {
         *self.leaf_mut(leaf) = Leaf { onode, position, ..Leaf::EMPTY };
         let owner = &mut self.onodes[onode as usize];
         owner.leaf_count += 1;
+        self.lru_leaves += u32::from(self.lru.contains(onode));
         self.ages.add_to(owner.used, 1);
         Some(leaf)
     }

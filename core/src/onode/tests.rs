@@ -35,6 +35,11 @@ struct Known {
 }
 
 impl Known {
+    fn units(&self) -> u32 {
+        let leaves = self.leaves.values().map(|(_, shadow)| 1 + u32::from(shadow.is_some()));
+        ONODE_UNITS + leaves.sum::<u32>()
+    }
+
     fn evictable(&self) -> bool {
         self.pins == 0 && !self.dirty && !self.listed
     }
@@ -71,6 +76,10 @@ impl Model {
         assert_eq!(onodes.used(), (self.known.len() as u32, self.leaves() as u32));
         assert_eq!(onodes.leaves_free() as usize, LEAVES - self.leaves());
         assert_eq!(onodes.evictable() as usize, self.lru.len());
+        let kept = self.known.values().filter(|known| !known.evictable()).map(Known::units);
+        assert_eq!(onodes.units_unevictable(), kept.sum::<u32>());
+        let used = self.known.values().map(Known::units).sum();
+        assert!(onodes.units_used() == used && onodes.units_held() >= used);
         assert_eq!(onodes.victim(), self.lru.back().map(|key| self.known[key].slot));
         assert_eq!(onodes.counters().evictions, self.evictions);
         let mut used: Vec<_> = self.known.values().map(|known| known.slot).collect();
@@ -113,7 +122,9 @@ fn step(random: &mut Random, onodes: &mut Onodes<'_>, model: &mut Model) {
     let Some(key) = random.pick(&keys) else { return create(random, onodes, model) };
     let known = model.known.get_mut(&key).expect("picked");
     let slot = known.slot;
-    match random.below(10) {
+    match random.below(12) {
+        10 => return pack_onode(onodes, model),
+        11 => return pack_leaf(onodes, model),
         0 | 1 => return create(random, onodes, model),
         2 => {
             onodes.pin(slot);
@@ -125,7 +136,7 @@ fn step(random: &mut Random, onodes: &mut Onodes<'_>, model: &mut Model) {
                 known.pins -= 1;
             }
         }
-        5 => {
+        5 if known.leaves.values().all(|(_, shadow)| shadow.is_none()) => {
             known.dirty = !known.dirty;
             known.listed = known.dirty && random.below(2) == 0;
             let onode = onodes.get_mut(slot);
@@ -139,7 +150,7 @@ fn step(random: &mut Random, onodes: &mut Onodes<'_>, model: &mut Model) {
             onode.listed = [known.listed, false];
             onodes.settle(slot);
         }
-        6 | 7 => return add_leaf(random, onodes, model, key),
+        5..8 => return add_leaf(random, onodes, model, key),
         8 => return drop_leaf(random, onodes, model, key),
         _ => return evict(onodes, model),
     }
@@ -204,6 +215,45 @@ fn drop_leaf(random: &mut Random, onodes: &mut Onodes<'_>, model: &mut Model, ke
         }
         None => {
             known.leaves.remove(&position);
+        }
+    }
+}
+
+/// The last slot is free, or its onode is evictable and moves below: the table is one shorter.
+fn pack_onode(onodes: &mut Onodes<'_>, model: &mut Model) {
+    let Some(last) = onodes.slots().checked_sub(1) else { return };
+    let key = model.known.iter().find(|(_, known)| known.slot == last).map(|(key, _)| *key);
+    let room = (model.known.len() as u32) < onodes.slots();
+    let movable = key.is_none_or(|key| room && model.known[&key].evictable());
+    assert_eq!(onodes.pack_onode(), movable);
+    assert_eq!(onodes.slots(), last + u32::from(!movable));
+    if let (true, Some(key)) = (movable, key) {
+        let slot = onodes.lookup(VolumeId(key.0), key.1).expect("it has moved");
+        assert!(slot < last && model.known.values().all(|known| known.slot != slot));
+        model.known.get_mut(&key).expect("found").slot = slot;
+    }
+}
+
+/// Free leaves at the end go; the last one in use moves to a free one.
+fn pack_leaf(onodes: &mut Onodes<'_>, model: &mut Model) {
+    let top = onodes.top_leaf();
+    let held = onodes.units_held() - ONODE_UNITS * onodes.slots();
+    assert_eq!(top.is_some(), model.leaves() > 0 && held as usize > model.leaves());
+    let Some((from, to)) = top else { return };
+    assert_eq!(from + 1, held);
+    let onode = onodes.leaf(from).onode;
+    if onodes.get(onode).pins > 0 {
+        return;
+    }
+    onodes.leaf_mut(from).crc[3] = 77;
+    onodes.move_leaf(from, to);
+    assert_eq!(onodes.leaf(to).crc[3], 77);
+    let leaves = model.known.values_mut().flat_map(|known| known.leaves.values_mut());
+    for (leaf, shadow) in leaves {
+        for slot in [Some(leaf), shadow.as_mut()].into_iter().flatten() {
+            if *slot == from {
+                *slot = to;
+            }
         }
     }
 }
