@@ -507,7 +507,10 @@ impl<'a> Onodes<'a> {
         self.redirect(onode.volume, onode.object, last, to);
         for leaf in onode.leaves.into_iter().filter(|leaf| *leaf != NIL) {
             self.leaf_mut(leaf).onode = to;
-            debug_assert_eq!(self.leaf(leaf).shadow, NIL, "a clean onode has no shadows");
+            let shadow = self.leaf(leaf).shadow;
+            if shadow != NIL {
+                self.leaf_mut(shadow).onode = to;
+            }
         }
         self.lru.replace(last, to);
         *self.get_mut(to) = onode;

@@ -136,7 +136,7 @@ fn step(random: &mut Random, onodes: &mut Onodes<'_>, model: &mut Model) {
                 known.pins -= 1;
             }
         }
-        5 if known.leaves.values().all(|(_, shadow)| shadow.is_none()) => {
+        5 => {
             known.dirty = !known.dirty;
             known.listed = known.dirty && random.below(2) == 0;
             let onode = onodes.get_mut(slot);
@@ -150,7 +150,7 @@ fn step(random: &mut Random, onodes: &mut Onodes<'_>, model: &mut Model) {
             onode.listed = [known.listed, false];
             onodes.settle(slot);
         }
-        5..8 => return add_leaf(random, onodes, model, key),
+        6 | 7 => return add_leaf(random, onodes, model, key),
         8 => return drop_leaf(random, onodes, model, key),
         _ => return evict(onodes, model),
     }
