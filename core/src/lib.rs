@@ -9,6 +9,7 @@ pub mod ages;
 pub mod buffer;
 pub mod cache;
 pub mod config;
+pub mod counters;
 pub mod event;
 pub mod ids;
 pub mod keeper;

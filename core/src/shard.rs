@@ -29,6 +29,7 @@ use alloc::vec::Vec;
 
 use crate::buffer::{BufferStorage, Buffers};
 use crate::config::ShardConfig;
+use crate::counters::Traffic;
 use crate::event::{Input, Output, PushRun, Rejected, Status};
 use crate::ids::{BlockRef, OpId, PageId, VolumeId};
 use crate::limits::{REQUEST_BLOCKS_MAX, VOLUMES_MAX};
@@ -91,16 +92,6 @@ enum Op {
 /// Counts for the status. Blocks have 4 KiB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ShardCounters {
-    /// Blocks read by clients, and how many came from RAM, NVMe, the store, or were zeroes.
-    pub read_blocks: u64,
-    /// Of these: from RAM.
-    pub ram_blocks: u64,
-    /// Of these: from NVMe.
-    pub nvme_blocks: u64,
-    /// Fetched from the store, readahead included.
-    pub fetched_blocks: u64,
-    /// Written by clients.
-    pub written_blocks: u64,
     /// Records written to the log.
     pub records: u64,
     /// Device flushes.
@@ -204,6 +195,7 @@ pub struct Shard<'a> {
     batch_runs: heapless::Vec<PushRun, REQUEST_BLOCKS_MAX>,
     batch_blocks: heapless::Vec<BlockRef, REQUEST_BLOCKS_MAX>,
     counters: ShardCounters,
+    traffic: Traffic,
 }
 
 impl<'a> Shard<'a> {
@@ -265,6 +257,7 @@ impl<'a> Shard<'a> {
             batch_runs: heapless::Vec::new(),
             batch_blocks: heapless::Vec::new(),
             counters: ShardCounters::default(),
+            traffic: Traffic::default(),
         }
     }
 
@@ -391,6 +384,18 @@ impl<'a> Shard<'a> {
         self.counters
     }
 
+    /// What the clients of all volumes used since the start.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// What the clients of one volume used since it was attached; `None` when it is not attached.
+    #[must_use]
+    pub fn volume_traffic(&self, volume: VolumeId) -> Option<Traffic> {
+        self.volumes.iter().find(|known| known.id == volume).map(|known| known.traffic)
+    }
+
     /// How full the shard is.
     #[must_use]
     pub fn usage(&self) -> ShardUsage {
@@ -478,6 +483,13 @@ impl<'a> Shard<'a> {
             None => self.counters.stale_answers += 1,
         }
         found
+    }
+
+    /// Counts something for a task's volume and for the shard.
+    fn count(&mut self, task: u32, add: impl Fn(&mut Traffic)) {
+        let volume = self.tasks.get(task).volume;
+        add(&mut self.volumes[volume].traffic);
+        add(&mut self.traffic);
     }
 
     fn handle_device(&mut self, id: OpId, ok: bool, crcs: &[u32]) {

@@ -93,9 +93,13 @@ impl Shard<'_> {
             }
             let source = self.source(onode, block.block);
             at += match source {
-                Source::Zero => self.hold(task, at, Held::Zero),
+                Source::Zero => {
+                    self.count(task, |traffic| traffic.zero_blocks += 1);
+                    self.hold(task, at, Held::Zero)
+                }
                 Source::Lost => self.hold(task, at, Held::Lost),
                 Source::Ram(buffer) => {
+                    self.count(task, |traffic| traffic.ram_blocks += 1);
                     self.hit(onode, block.block, buffer);
                     self.hold_buffer(task, at, buffer)
                 }
@@ -121,7 +125,6 @@ impl Shard<'_> {
     /// wanted a second time, it earns a place in the log.
     fn hit(&mut self, onode: u32, block: u16, buffer: BufferId) {
         self.buffers.touch(buffer);
-        self.counters.ram_blocks += 1;
         let Some((leaf, index)) = self.onodes.block(onode, block) else { return };
         let slot = self.onodes.leaf_mut(leaf);
         let second = slot.referenced & 1 << index != 0;
@@ -153,7 +156,7 @@ impl Shard<'_> {
             self.hold_buffer(task, at + count, buffer);
             count += 1;
         }
-        self.counters.nvme_blocks += count as u64;
+        self.count(task, |traffic| traffic.nvme_blocks += count as u64);
         self.read_device(fill);
         count
     }
@@ -234,7 +237,10 @@ impl Shard<'_> {
         }
         assert!(count >= wanted, "leaves were reserved");
         self.fills.get_mut(fill).admit = !stream;
-        self.counters.fetched_blocks += count as u64;
+        self.count(task, |traffic| {
+            traffic.store_blocks += wanted as u64;
+            traffic.fetched_blocks += count as u64;
+        });
         let op = self.start_op(Op::Fill(fill));
         let volume = self.volumes[self.tasks.get(task).volume].id;
         let object = self.onodes.get(onode).object;

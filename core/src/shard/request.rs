@@ -189,7 +189,7 @@ impl Shard<'_> {
     pub(super) fn reply_read(&mut self, task: u32) {
         self.note_lost(task);
         let count = self.tasks.get(task).held.len();
-        self.counters.read_blocks += count as u64;
+        self.count(task, |traffic| traffic.read_blocks += count as u64);
         if self.tasks.get(task).status != Status::Ok {
             self.release_held(task);
             return self.reply(task);

@@ -1,6 +1,7 @@
 //! What a shard knows of a volume.
 
 use super::task::Fifo;
+use crate::counters::Traffic;
 use crate::ids::{Epoch, VolumeId};
 use crate::onode::NIL;
 
@@ -63,10 +64,12 @@ pub(crate) struct Volume {
     pub(crate) pressed: bool,
     /// Writes whose acknowledgement waits until every shard has closed the epoch.
     pub(crate) held: Fifo,
+    /// What clients used.
+    pub(crate) traffic: Traffic,
 }
 
 impl Volume {
-    pub(crate) const fn new(
+    pub(crate) fn new(
         id: VolumeId,
         object_shift: u8,
         blocks: u64,
@@ -94,6 +97,7 @@ impl Volume {
             dirtied: false,
             pressed: false,
             held: Fifo::new(),
+            traffic: Traffic::default(),
         }
     }
 

@@ -223,7 +223,7 @@ impl Shard<'_> {
         }
         self.tasks.get_mut(task).owed = count as u16;
         self.stop_merging(task);
-        self.counters.written_blocks += count as u64;
+        self.count(task, |traffic| traffic.written_blocks += count as u64);
         self.unpin_task_onode(task);
         true
     }

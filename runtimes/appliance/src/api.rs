@@ -21,8 +21,8 @@ pub(crate) enum Request {
     VolumeDelete { name: String, force: bool },
     /// Answered by nothing, when it is done.
     VolumePush { name: String },
-    /// [`CacheInfo`].
-    CacheInfo,
+    /// [`CacheReport`], of one shard or of all; of one volume or of all.
+    CacheInfo { volume: Option<String>, shard: Option<u16> },
     /// Answered by nothing, when it is done.
     CacheFlush,
     /// [`Purged`].
@@ -137,6 +137,121 @@ pub(crate) struct CacheInfo {
     pub(crate) moved_bytes: u64,
     pub(crate) dropped_bytes: u64,
     pub(crate) device_flushes: u64,
+    pub(crate) device_errors: u64,
+    pub(crate) damaged_blocks: u64,
+    pub(crate) lost_blocks: u64,
+}
+
+/// Everything that is counted of the cache. Where BlueStore counts the same, the name is the same.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct CacheReport {
+    #[serde(flatten)]
+    pub(crate) cache: CacheInfo,
+    /// Of all shards together.
+    pub(crate) memory: MemoryInfo,
+    pub(crate) windows: Windows<ShardCounts>,
+    pub(crate) by_shard: Vec<ShardReport>,
+    pub(crate) by_volume: Vec<VolumeReport>,
+}
+
+/// Everything that is counted of one shard.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct ShardReport {
+    pub(crate) shard: u16,
+    pub(crate) dirty_bytes: u64,
+    pub(crate) memory: MemoryInfo,
+    pub(crate) windows: Windows<ShardCounts>,
+}
+
+/// Everything that is counted of one volume.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct VolumeReport {
+    pub(crate) name: String,
+    pub(crate) dirty_bytes: u64,
+    pub(crate) windows: Windows<TrafficCounts>,
+}
+
+/// What is in RAM now.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct MemoryInfo {
+    pub(crate) policy: String,
+    pub(crate) onodes: u64,
+    /// Dirty or in use: not to be evicted now.
+    pub(crate) onodes_pinned: u64,
+    /// Blocks in RAM, and their bytes. They are on a list, or in flight, or pinned by a read.
+    pub(crate) buffers: u64,
+    pub(crate) buffer_bytes: u64,
+    pub(crate) warm_in_bytes: u64,
+    pub(crate) hot_bytes: u64,
+    /// Ghosts: blocks that were on warm_in a short time ago. They have no bytes.
+    pub(crate) warm_out: u64,
+    pub(crate) writing_bytes: u64,
+    pub(crate) filling_bytes: u64,
+    /// In use by reads, on a list or not.
+    pub(crate) pinned_bytes: u64,
+    /// Replaced or discarded, but still in use.
+    pub(crate) detached_bytes: u64,
+    /// In no buffer.
+    pub(crate) free_bytes: u64,
+}
+
+/// The same counts over three spans of time.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Windows<T> {
+    pub(crate) last_10s: Window<T>,
+    pub(crate) last_5m: Window<T>,
+    pub(crate) since_start: Window<T>,
+}
+
+/// Counts over some time.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Window<T> {
+    /// How long ago it began: 10 to 12, 300 to 320, or less if the server is younger. From there
+    /// the counts are exact.
+    pub(crate) seconds: f64,
+    #[serde(flatten)]
+    pub(crate) counts: T,
+}
+
+/// What clients used. A buffer is a block of 4 KiB.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct TrafficCounts {
+    /// Read by clients.
+    pub(crate) read_bytes: u64,
+    /// Needed (read, asked for by NBD_CMD_CACHE, or written in part), and in RAM or on the way.
+    pub(crate) buffer_hits: u64,
+    pub(crate) buffer_hit_bytes: u64,
+    /// Needed, and taken from NVMe or the store.
+    pub(crate) buffer_misses: u64,
+    pub(crate) buffer_miss_bytes: u64,
+    /// Of the misses: from NVMe, from the store.
+    pub(crate) nvme_bytes: u64,
+    pub(crate) store_bytes: u64,
+    /// Needed, and known to be zeroes: neither hit nor miss.
+    pub(crate) zero_bytes: u64,
+    /// Fetched from the store, readahead included.
+    pub(crate) fetched_bytes: u64,
+    pub(crate) written_bytes: u64,
+}
+
+/// What shards did.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct ShardCounts {
+    #[serde(flatten)]
+    pub(crate) traffic: TrafficCounts,
+    /// Lookups of objects.
+    pub(crate) onode_hits: u64,
+    pub(crate) onode_misses: u64,
+    pub(crate) onode_evictions: u64,
+    /// Buffers that became hot because their ghost was there.
+    pub(crate) promotions: u64,
+    /// Buffers that lost their place in RAM.
+    pub(crate) evictions: u64,
+    pub(crate) records: u64,
+    pub(crate) device_flushes: u64,
+    pub(crate) pushed_bytes: u64,
+    pub(crate) moved_bytes: u64,
+    pub(crate) dropped_bytes: u64,
     pub(crate) device_errors: u64,
     pub(crate) damaged_blocks: u64,
     pub(crate) lost_blocks: u64,

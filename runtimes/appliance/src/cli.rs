@@ -140,11 +140,18 @@ pub(crate) enum VolumeCommand {
 /// Of `cache`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum CacheCommand {
-    /// Show how full the cache is
+    /// Show what is in the cache, and what happened in the last 10 s, the last 5 min and since the
+    /// start
     Info {
         /// As JSON
         #[arg(long)]
         json: bool,
+        /// Only this volume
+        #[arg(long, value_name = "NAME")]
+        volume: Option<String>,
+        /// Only this shard
+        #[arg(long, value_name = "N")]
+        shard: Option<u16>,
     },
     /// Push every volume
     Flush,
@@ -237,6 +244,7 @@ mod tests {
             "heeler serve --listen 10809",
             "heeler serve --memory lots",
             "heeler cache drop",
+            "heeler cache info --shard all",
             "heeler volume delete",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::api::{CacheInfo, Deleted, Purged, Request, Status, VolumeInfo, VolumeLine};
+use crate::api::{CacheReport, Deleted, Purged, Request, Status, VolumeInfo, VolumeLine};
 use crate::cli::{CacheCommand, StoreArgs, VolumeCommand};
 use crate::client::{Bar, Server};
 use crate::lines;
@@ -24,9 +24,13 @@ pub(crate) fn status(common: Common<'_>, json: bool) -> Result<(), String> {
 pub(crate) fn cache(common: Common<'_>, command: &CacheCommand) -> Result<(), String> {
     let mut server = Server::connect(&common.data()?)?;
     match command {
-        CacheCommand::Info { json } => {
-            let info: CacheInfo = server.ask(&Request::CacheInfo)?;
-            print(*json, &info, show::cache);
+        CacheCommand::Info { json, volume, shard } => {
+            let request = Request::CacheInfo { volume: volume.clone(), shard: *shard };
+            let report: CacheReport = server.ask(&request)?;
+            print(*json, &report, |report| match volume {
+                Some(_) => show::volume_windows(&report.by_volume),
+                None => show::report(report),
+            });
         }
         CacheCommand::Flush => {
             push(&mut server, &Request::CacheFlush)?;

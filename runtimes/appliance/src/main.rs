@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod client;
 mod commands;
+mod counters;
 mod files;
 mod lines;
 mod serve;

@@ -16,7 +16,7 @@ use heeler_core::time::Instant;
 use heeler_core::wire::names::Uuid;
 use heeler_core::wire::superblock::VolumeTable;
 use heeler_driver::control::{Control, Event, TableIo, Ticket, VolumeStatus};
-use heeler_driver::mail::CoreStatus;
+use heeler_driver::mail::{CoreStatus, ShardStatus};
 use heeler_driver::start::CacheDevice;
 use heeler_driver::wires;
 use heeler_store::Store;
@@ -27,9 +27,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot};
 
 use crate::api::{
-    Answer, CacheInfo, CoreInfo, Deleted, Purged, Request, Status, StoreInfo, VolumeInfo,
-    VolumeLine,
+    Answer, CacheInfo, CacheReport, CoreInfo, Deleted, Purged, Request, Status, StoreInfo,
+    VolumeInfo, VolumeLine,
 };
+use crate::counters;
 use crate::files::SharedFile;
 use crate::lines::{self, bytes};
 use crate::size::Size;
@@ -194,8 +195,8 @@ impl Server {
 
     /// Bytes that are not in the store, for the log of a drain.
     pub(crate) async fn dirty_bytes(&self) -> u64 {
-        let cores = self.report().await;
-        bytes(shards(&cores).map(|shard| shard.usage.dirty_blocks).sum())
+        let shards = self.report_shards().await;
+        bytes(shards.iter().map(|shard| shard.usage.dirty_blocks).sum())
     }
 
     fn pass_on(&self, event: Event) {
@@ -232,6 +233,10 @@ impl Server {
         }
     }
 
+    async fn report_shards(&self) -> Vec<ShardStatus> {
+        shards_of(&self.report().await)
+    }
+
     fn find(&self, name: &str) -> Option<VolumeStatus> {
         self.control.borrow().volumes().into_iter().find(|volume| volume.name == name)
     }
@@ -255,7 +260,7 @@ impl Server {
     }
 
     /// The volumes of the store, or, if it does not answer, those that this server knows.
-    async fn list(&self, cores: &[CoreStatus]) -> Vec<VolumeLine> {
+    async fn list(&self, shards: &[ShardStatus]) -> Vec<VolumeLine> {
         let own = self.control.borrow().volumes();
         let mut lines: Vec<_> = match volumes::list(&self.store).await {
             Ok(listed) => listed.iter().map(lines::of_listed).collect(),
@@ -266,7 +271,7 @@ impl Server {
         };
         for line in &mut lines {
             if let Some(status) = own.iter().find(|status| status.uuid.to_string() == line.uuid) {
-                lines::better(line, status, Some(dirty_of(cores, status.number)));
+                lines::better(line, status, Some(dirty_of(shards, status.number)));
             }
         }
         lines
@@ -283,7 +288,7 @@ impl Server {
             (Err(e), None) => return Err(e.to_string()),
         };
         if let Some(status) = status {
-            let dirty = dirty_of(&self.report().await, status.number);
+            let dirty = dirty_of(&self.report_shards().await, status.number);
             lines::better(&mut info.line, &status, Some(dirty));
             let since = status.keeper.dirty_since.map_or(0, |since| (self.now() - since).0);
             info.push = Some(lines::push_info(&status, since / 1_000_000_000));
@@ -374,7 +379,7 @@ impl Server {
         out.send(&Answer::Progress { done_bytes: total - left, total_bytes: total }).await
     }
 
-    fn cache_info(&self, cores: &[CoreStatus]) -> CacheInfo {
+    fn cache_info(&self, shards: &[ShardStatus]) -> CacheInfo {
         let mut info = CacheInfo {
             path: self.facts.cache_path.clone(),
             device_bytes: self.facts.device_bytes,
@@ -382,32 +387,57 @@ impl Server {
             stranded_bytes: bytes(self.control.borrow().stranded_blocks()),
             ..CacheInfo::default()
         };
-        for shard in shards(cores) {
-            let (usage, counters) = (&shard.usage, &shard.counters);
+        for shard in shards {
+            let (usage, counts) = (&shard.usage, &shard.counts.all.counts);
             info.nvme_bytes += bytes(usage.nvme_blocks);
             info.nvme_capacity_bytes += bytes(usage.nvme_capacity);
             info.ram_bytes += bytes(usage.ram_blocks);
             info.ram_capacity_bytes += bytes(usage.ram_capacity);
             info.dirty_bytes += bytes(usage.dirty_blocks);
             info.onodes += usage.onodes;
-            info.read_bytes += bytes(counters.read_blocks);
-            info.read_ram_bytes += bytes(counters.ram_blocks);
-            info.read_nvme_bytes += bytes(counters.nvme_blocks);
-            info.fetched_bytes += bytes(counters.fetched_blocks);
-            info.written_bytes += bytes(counters.written_blocks);
-            info.pushed_bytes += bytes(counters.pushed_blocks);
-            info.moved_bytes += bytes(counters.moved_blocks);
-            info.dropped_bytes += bytes(counters.dropped_blocks);
-            info.device_flushes += counters.flushes;
-            info.device_errors += counters.device_errors;
-            info.damaged_blocks += counters.damaged_blocks;
-            info.lost_blocks += counters.lost_blocks;
+            info.read_bytes += bytes(counts.traffic.read_blocks);
+            info.read_ram_bytes += bytes(counts.traffic.ram_blocks);
+            info.read_nvme_bytes += bytes(counts.traffic.nvme_blocks);
+            info.fetched_bytes += bytes(counts.traffic.fetched_blocks);
+            info.written_bytes += bytes(counts.traffic.written_blocks);
+            info.pushed_bytes += bytes(counts.shard.pushed_blocks);
+            info.moved_bytes += bytes(counts.shard.moved_blocks);
+            info.dropped_bytes += bytes(counts.shard.dropped_blocks);
+            info.device_flushes += counts.shard.flushes;
+            info.device_errors += counts.shard.device_errors;
+            info.damaged_blocks += counts.shard.damaged_blocks;
+            info.lost_blocks += counts.shard.lost_blocks;
         }
         info
     }
 
+    /// Everything that is counted, of all shards or one, and of all volumes or one.
+    async fn cache_report(
+        &self,
+        volume: Option<&str>,
+        shard: Option<u16>,
+    ) -> Result<CacheReport, String> {
+        let mut volumes = self.control.borrow().volumes();
+        if let Some(name) = volume {
+            volumes.retain(|status| status.name == name);
+            if volumes.is_empty() {
+                return Err(format!("this server has no volume '{name}'"));
+            }
+        }
+        let mut shards = self.report_shards().await;
+        if let Some(number) = shard {
+            shards.retain(|status| status.shard.0 == number);
+            if shards.is_empty() {
+                let last = self.facts.shards - 1;
+                return Err(format!("there is no shard {number}: they are numbered 0 to {last}"));
+            }
+        }
+        let cache = self.cache_info(&shards);
+        Ok(counters::report(cache, &shards, &volumes))
+    }
+
     async fn purge(&self, force: bool) -> Result<Purged, String> {
-        let before = self.cache_info(&self.report().await);
+        let before = self.cache_info(&self.report_shards().await);
         let dirty = before.dirty_bytes + before.stranded_bytes;
         if dirty > 0 && !force {
             return Err(format!(
@@ -417,7 +447,7 @@ impl Server {
             ));
         }
         let purged = self.control.borrow_mut().purge(self.now(), force)?;
-        let after = self.cache_info(&self.report().await);
+        let after = self.cache_info(&self.report_shards().await);
         let dropped = before.dirty_bytes.saturating_sub(after.dirty_bytes);
         let held = |info: &CacheInfo| info.nvme_bytes + info.ram_bytes;
         Ok(Purged {
@@ -428,6 +458,7 @@ impl Server {
 
     async fn status(&self) -> Status {
         let cores = self.report().await;
+        let shards = shards_of(&cores);
         let counters = self.store.counters();
         let core = |(cpu, core): (&u32, &CoreStatus)| CoreInfo {
             cpu: *cpu,
@@ -454,8 +485,8 @@ impl Server {
                 retries: counters.retries,
                 failures: counters.failures,
             },
-            cache: self.cache_info(&cores),
-            volumes: self.list(&cores).await,
+            cache: self.cache_info(&shards),
+            volumes: self.list(&shards).await,
         }
     }
 
@@ -466,7 +497,7 @@ impl Server {
             Request::VolumeCreate { name, size_bytes, object_bytes } => {
                 done(&self.create(&name, size_bytes, object_bytes).await?)
             }
-            Request::VolumeList => done(&self.list(&self.report().await).await),
+            Request::VolumeList => done(&self.list(&self.report_shards().await).await),
             Request::VolumeInfo { name } => done(&self.info(&name).await?),
             Request::VolumeDelete { name, force } => done(&self.delete(&name, force).await?),
             Request::VolumePush { name } => {
@@ -474,7 +505,9 @@ impl Server {
                 let volume = volume.ok_or_else(|| format!("this server has no volume '{name}'"))?;
                 done(&self.push(&[volume], out).await?)
             }
-            Request::CacheInfo => done(&self.cache_info(&self.report().await)),
+            Request::CacheInfo { volume, shard } => {
+                done(&self.cache_report(volume.as_deref(), shard).await?)
+            }
             Request::CacheFlush => {
                 let mut all = self.control.borrow().volumes();
                 // Nothing of them can be pushed; `status` shows them.
@@ -553,13 +586,15 @@ pub(crate) fn new_volume(name: &str, size: u64, object: u64) -> Result<NewVolume
     Ok(NewVolume { name, blocks: size / bytes(1), object_shift, unix_secs: unix_secs() })
 }
 
-fn shards(cores: &[CoreStatus]) -> impl Iterator<Item = &heeler_driver::mail::ShardStatus> {
-    cores.iter().flat_map(|core| &core.shards)
+/// All shards, in order.
+fn shards_of(cores: &[CoreStatus]) -> Vec<ShardStatus> {
+    let mut shards: Vec<_> = cores.iter().flat_map(|core| core.shards.iter().cloned()).collect();
+    shards.sort_by_key(|shard| shard.shard.0);
+    shards
 }
 
-fn dirty_of(cores: &[CoreStatus], volume: VolumeId) -> u64 {
-    let dirty = shards(cores).flat_map(|shard| &shard.dirty);
-    dirty.filter(|(of, _)| *of == volume).map(|(_, blocks)| blocks).sum()
+fn dirty_of(shards: &[ShardStatus], volume: VolumeId) -> u64 {
+    counters::shares_of(shards, volume).map(|share| share.dirty_blocks).sum()
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use crate::api::{CacheInfo, Status, VolumeInfo, VolumeLine};
+use crate::api::{
+    CacheInfo, CacheReport, MemoryInfo, ShardCounts, ShardReport, Status, TrafficCounts,
+    VolumeInfo, VolumeLine, VolumeReport, Windows,
+};
 use crate::size::Size;
 
 /// A list of volumes.
@@ -105,6 +108,130 @@ pub(crate) fn cache(info: &CacheInfo) -> String {
         ));
     }
     fields(&rows)
+}
+
+/// Everything that is counted of the cache.
+pub(crate) fn report(report: &CacheReport) -> String {
+    [
+        cache(&report.cache),
+        memory(&report.memory),
+        shard_windows(&report.windows),
+        volume_windows(&report.by_volume),
+        shards(&report.by_shard),
+    ]
+    .join("\n")
+}
+
+fn memory(memory: &MemoryInfo) -> String {
+    fields(&[
+        ("policy", memory.policy.clone()),
+        (
+            "buffers",
+            format!(
+                "{} ({}): warm_in {}, hot {}, writing {}, filling {}, detached {}, free {}",
+                memory.buffers,
+                Size(memory.buffer_bytes),
+                Size(memory.warm_in_bytes),
+                Size(memory.hot_bytes),
+                Size(memory.writing_bytes),
+                Size(memory.filling_bytes),
+                Size(memory.detached_bytes),
+                Size(memory.free_bytes)
+            ),
+        ),
+        ("pinned", Size(memory.pinned_bytes).to_string()),
+        ("warm_out", format!("{} ghosts", memory.warm_out)),
+        ("onodes", format!("{}, {} of them pinned", memory.onodes, memory.onodes_pinned)),
+    ])
+}
+
+/// How one count of a window is shown.
+type Row<T> = (&'static str, fn(&T) -> String);
+
+/// What all shards did, a column for each window.
+fn shard_windows(windows: &Windows<ShardCounts>) -> String {
+    let rows: &[Row<ShardCounts>] = &[
+        ("read", |counts| Size(counts.traffic.read_bytes).to_string()),
+        ("buffer hits", |counts| Size(counts.traffic.buffer_hit_bytes).to_string()),
+        ("buffer misses", |counts| Size(counts.traffic.buffer_miss_bytes).to_string()),
+        ("hit ratio", |counts| hit_percent(&counts.traffic)),
+        ("from NVMe", |counts| Size(counts.traffic.nvme_bytes).to_string()),
+        ("from store", |counts| Size(counts.traffic.store_bytes).to_string()),
+        ("zeroes", |counts| Size(counts.traffic.zero_bytes).to_string()),
+        ("fetched", |counts| Size(counts.traffic.fetched_bytes).to_string()),
+        ("written", |counts| Size(counts.traffic.written_bytes).to_string()),
+        ("pushed", |counts| Size(counts.pushed_bytes).to_string()),
+        ("moved", |counts| Size(counts.moved_bytes).to_string()),
+        ("dropped", |counts| Size(counts.dropped_bytes).to_string()),
+        ("evictions", |counts| counts.evictions.to_string()),
+        ("promotions", |counts| counts.promotions.to_string()),
+        ("onode hits", |counts| counts.onode_hits.to_string()),
+        ("onode misses", |counts| counts.onode_misses.to_string()),
+        ("evicted", |counts| counts.onode_evictions.to_string()),
+    ];
+    let Windows { last_10s, last_5m, since_start } = windows;
+    let head = |name: &str, seconds: f64| format!("{name} ({seconds:.0} s)");
+    let mut lines = vec![[
+        "WINDOW".into(),
+        head("LAST 10 S", last_10s.seconds),
+        head("LAST 5 MIN", last_5m.seconds),
+        head("START", since_start.seconds),
+    ]];
+    lines.extend(rows.iter().map(|(name, show)| {
+        let [short, long, all] = [last_10s, last_5m, since_start].map(|w| show(&w.counts));
+        [(*name).into(), short, long, all]
+    }));
+    table(&lines)
+}
+
+/// What the clients of each volume used.
+pub(crate) fn volume_windows(volumes: &[VolumeReport]) -> String {
+    let head = ["VOLUME", "WINDOW", "READ", "HITS", "FROM NVME", "FROM STORE", "WRITTEN", "DIRTY"];
+    let mut rows = vec![head.map(String::from)];
+    for volume in volumes {
+        let Windows { last_10s, last_5m, since_start } = &volume.windows;
+        for (name, window) in [("10 s", last_10s), ("5 min", last_5m), ("start", since_start)] {
+            let first = name == "10 s";
+            let counts = &window.counts;
+            rows.push([
+                if first { volume.name.clone() } else { String::new() },
+                name.into(),
+                Size(counts.read_bytes).to_string(),
+                hit_percent(counts),
+                Size(counts.nvme_bytes).to_string(),
+                Size(counts.store_bytes).to_string(),
+                Size(counts.written_bytes).to_string(),
+                if first { Size(volume.dirty_bytes).to_string() } else { String::new() },
+            ]);
+        }
+    }
+    table(&rows)
+}
+
+fn shards(shards: &[ShardReport]) -> String {
+    let head = ["SHARD", "BUFFERS", "HOT", "DIRTY", "HITS 10 S", "HITS 5 MIN", "HITS", "EVICTIONS"];
+    let mut rows = vec![head.map(String::from)];
+    rows.extend(shards.iter().map(|shard| {
+        let Windows { last_10s, last_5m, since_start } = &shard.windows;
+        [
+            shard.shard.to_string(),
+            Size(shard.memory.buffer_bytes).to_string(),
+            Size(shard.memory.hot_bytes).to_string(),
+            Size(shard.dirty_bytes).to_string(),
+            hit_percent(&last_10s.counts.traffic),
+            hit_percent(&last_5m.counts.traffic),
+            hit_percent(&since_start.counts.traffic),
+            since_start.counts.evictions.to_string(),
+        ]
+    }));
+    table(&rows)
+}
+
+fn hit_percent(traffic: &TrafficCounts) -> String {
+    match traffic.buffer_hits + traffic.buffer_misses {
+        0 => "-".into(),
+        needed => format!("{:.1}%", traffic.buffer_hits as f64 * 100.0 / needed as f64),
+    }
 }
 
 /// Everything at a glance.

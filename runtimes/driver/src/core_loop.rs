@@ -14,6 +14,7 @@ use std::fmt;
 use std::mem;
 use std::sync::Arc;
 
+use heeler_core::counters::Traffic;
 use heeler_core::event::{Input, Output, Rejected, Reply, Request, ToShard};
 use heeler_core::ids::{BLOCK_BYTES, CoreId, OpId, PageId, ShardId, VolumeId};
 use heeler_core::limits::BATCH_BLOCKS_MAX;
@@ -25,9 +26,10 @@ use heeler_hw::{Arena, BlockQueue, IoKind, PAGE_BYTES};
 use crate::device::{Device, DeviceOp, Done};
 use crate::front::{ConnId, Front, Issued, OpenError, core_of_id};
 use crate::mail::{
-    Blocks, CoreMail, CoreStatus, FetchedPiece, FromControl, ShardStatus, ToControl,
+    Blocks, CoreMail, CoreStatus, FetchedPiece, FromControl, ShardStatus, ToControl, VolumeShare,
 };
 use crate::post::Post;
+use crate::windows::{INTERVAL, ShardCounts, Windows};
 use crate::wires::{CoreWires, Event};
 
 /// Rounds of one turn: what a round makes possible the next one does, so that all of it goes to
@@ -80,6 +82,51 @@ struct Host<'a> {
     touched: bool,
     /// Requests that found all tasks in use, in order.
     backlog: VecDeque<(Request, Blocks)>,
+    /// What the shard counted in the past.
+    past: Windows<ShardCounts>,
+    /// The volumes that the shard was told of, and what it counted for them.
+    volumes: Vec<(VolumeId, Windows<Traffic>)>,
+}
+
+impl Host<'_> {
+    /// Before anything happens at `now`.
+    fn stamp(&mut self, now: Instant) {
+        self.past.stamp(now, ShardCounts::of(&self.shard));
+        for (volume, past) in &mut self.volumes {
+            if let Some(traffic) = self.shard.volume_traffic(*volume) {
+                past.stamp(now, traffic);
+            }
+        }
+    }
+
+    fn note_volume(&mut self, now: Instant, mail: ToShard) {
+        match mail {
+            ToShard::Attach { volume, .. } => self.volumes.push((volume, Windows::new(now))),
+            ToShard::Forget { volume } => self.volumes.retain(|(known, _)| *known != volume),
+            _ => {}
+        }
+    }
+
+    fn status(&self, now: Instant) -> ShardStatus {
+        let onodes = self.shard.onodes();
+        let share = |(volume, past): &(VolumeId, Windows<Traffic>)| {
+            let traffic = self.shard.volume_traffic(*volume)?;
+            Some(VolumeShare {
+                volume: *volume,
+                dirty_blocks: self.shard.volume_dirty_blocks(*volume)?,
+                traffic: past.spans(now, traffic),
+            })
+        };
+        ShardStatus {
+            shard: self.id,
+            usage: self.shard.usage(),
+            buffers: self.shard.buffers().usage(),
+            onodes_pinned: u64::from(onodes.used().0 - onodes.evictable()),
+            policy: self.shard.buffers().policy(),
+            counts: self.past.spans(now, ShardCounts::of(&self.shard)),
+            volumes: self.volumes.iter().filter_map(share).collect(),
+        }
+    }
 }
 
 /// What a shard is told because of what it wanted, as soon as its outputs are drained.
@@ -104,8 +151,8 @@ pub struct CoreLoop<'a, Q> {
     from_control: Option<Receiver<FromControl>>,
     parker: Parker,
     event: Option<Arc<Event>>,
-    /// The volumes that the shards were told of.
-    volumes: Vec<VolumeId>,
+    /// When the shards' counts are to be stamped next, if anything happens then.
+    stamp_at: Instant,
     drained: bool,
     stopped: bool,
     answers: VecDeque<Answer>,
@@ -128,7 +175,15 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
         assert!(own.eq(hosted.iter().map(|hosted| usize::from(hosted.id.0))), "shards of a core");
         let host = |HostedShard { id, first_page, shard }| {
             let region = first_page * PAGE_BYTES as u64;
-            Host { id, region, shard, touched: true, backlog: VecDeque::new() }
+            Host {
+                id,
+                region,
+                shard,
+                touched: true,
+                backlog: VecDeque::new(),
+                past: Windows::new(Instant(0)),
+                volumes: Vec::new(),
+            }
         };
         Self {
             core: wires.core,
@@ -143,7 +198,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
             from_control: Some(wires.from_control),
             parker: wires.parker,
             event: wires.event,
-            volumes: Vec::new(),
+            stamp_at: Instant(0),
             drained: false,
             stopped: false,
             answers: VecDeque::new(),
@@ -156,6 +211,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
     /// come back even if nothing happens; `now` means at once, after others had their turn.
     pub fn turn(&mut self, now: Instant) -> Option<Instant> {
         self.now = self.now.max(now);
+        self.stamp();
         let mut busy = true;
         for _ in 0..ROUNDS_MAX {
             busy = self.take_completions();
@@ -279,18 +335,8 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
     /// What the core reports to the control thread.
     #[must_use]
     pub fn status(&self) -> CoreStatus {
-        let of = |host: &Host<'a>| ShardStatus {
-            shard: host.id,
-            usage: host.shard.usage(),
-            counters: host.shard.counters(),
-            dirty: self
-                .volumes
-                .iter()
-                .filter_map(|volume| Some((*volume, host.shard.volume_dirty_blocks(*volume)?)))
-                .collect(),
-        };
         CoreStatus {
-            shards: self.hosts.iter().map(of).collect(),
+            shards: self.hosts.iter().map(|host| host.status(self.now)).collect(),
             connections: self.front.open_connections() as u64,
             requests: self.front.requests(),
             mails: self.post.sent(),
@@ -300,6 +346,17 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
 
 /// The parts of a turn.
 impl<Q: BlockQueue> CoreLoop<'_, Q> {
+    /// Keeps what the shards have counted, once in each interval in which there is a turn.
+    fn stamp(&mut self) {
+        if self.now < self.stamp_at {
+            return;
+        }
+        for host in &mut self.hosts {
+            host.stamp(self.now);
+        }
+        self.stamp_at = Instant((self.now.0 / INTERVAL.0 + 1) * INTERVAL.0);
+    }
+
     fn take_completions(&mut self) -> bool {
         let mut any = false;
         while let Some(done) = self.device.reap() {
@@ -409,8 +466,9 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
     fn take_control_mail(&mut self, mail: FromControl) {
         match mail {
             FromControl::Shard { shard, mail } => {
-                self.note_volume(mail);
-                self.tell(self.host_of(shard), Input::Keeper(mail));
+                let host = self.host_of(shard);
+                self.hosts[host].note_volume(self.now, mail);
+                self.tell(host, Input::Keeper(mail));
             }
             FromControl::Fetched { shard, op, pieces } => {
                 self.take_fetched(self.host_of(shard), op, pieces);
@@ -431,16 +489,6 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
             }
             FromControl::Drain => self.front.drain(),
             FromControl::Stop => self.stopped = true,
-        }
-    }
-
-    fn note_volume(&mut self, mail: ToShard) {
-        match mail {
-            ToShard::Attach { volume, .. } if !self.volumes.contains(&volume) => {
-                self.volumes.push(volume);
-            }
-            ToShard::Forget { volume } => self.volumes.retain(|known| *known != volume),
-            _ => {}
         }
     }
 

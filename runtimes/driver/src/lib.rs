@@ -14,6 +14,7 @@ pub mod mail;
 mod post;
 pub mod start;
 mod transit;
+pub mod windows;
 pub mod wires;
 
 pub use connection::CONNECTION_BYTES_MAX;

@@ -3,10 +3,15 @@
 
 use std::sync::Arc;
 
+use heeler_core::buffer;
+use heeler_core::counters::Traffic;
 use heeler_core::event::{PushRun, Reply, Request, ToKeeper, ToShard};
 use heeler_core::ids::{BlockRef, CoreId, Epoch, OpId, ShardId, VolumeId};
 use heeler_core::limits::REQUEST_BLOCKS_MAX;
-use heeler_core::shard::{ShardCounters, ShardUsage};
+use heeler_core::policy::Policy;
+use heeler_core::shard::ShardUsage;
+
+use crate::windows::{ShardCounts, Spans};
 
 /// Up to one request's blocks, by value: pages cross cores by their numbers.
 #[derive(Clone, Debug)]
@@ -98,10 +103,27 @@ pub struct ShardStatus {
     pub shard: ShardId,
     /// How full it is.
     pub usage: ShardUsage,
-    /// What happened since the start.
-    pub counters: ShardCounters,
-    /// Dirty blocks by volume.
-    pub dirty: Vec<(VolumeId, u64)>,
+    /// Where its pages are.
+    pub buffers: buffer::Usage,
+    /// Onodes that cannot be evicted now: dirty or in use.
+    pub onodes_pinned: u64,
+    /// Which buffers leave RAM first.
+    pub policy: Policy,
+    /// What happened.
+    pub counts: Spans<ShardCounts>,
+    /// Each volume that the shard was told of.
+    pub volumes: Vec<VolumeShare>,
+}
+
+/// What a shard reports of a volume.
+#[derive(Clone, Copy, Debug)]
+pub struct VolumeShare {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its dirty blocks in this shard.
+    pub dirty_blocks: u64,
+    /// What its clients used.
+    pub traffic: Spans<Traffic>,
 }
 
 /// From a data core to the control thread.

@@ -4,10 +4,13 @@ mod rig;
 
 use std::collections::BTreeMap;
 
+use heeler_core::counters::{Counts, Traffic};
 use heeler_core::event::ToKeeper;
 use heeler_core::ids::shard_of;
+use heeler_core::time::Duration;
 use heeler_driver::OpenError;
 use heeler_driver::mail::FromControl;
+use heeler_driver::windows::Spans;
 use heeler_hw::IoKind;
 use heeler_hw::sim::disk::CrashKind;
 use rig::{OBJECT_SHIFT, OPEN, Rig, SHARDS, VOLUME, VOLUME_BYTES, new_disk};
@@ -270,10 +273,52 @@ fn a_push_carries_the_blocks_that_were_written() {
     rig.tell(0, FromControl::Report { ticket: 1 });
     rig.tell(1, FromControl::Report { ticket: 1 });
     rig.settle();
-    let dirty = rig.heard.statuses.iter().flat_map(|status| &status.shards);
-    let dirty: Vec<_> = dirty.flat_map(|shard| &shard.dirty).collect();
-    assert_eq!(dirty.len(), usize::from(SHARDS));
-    assert!(dirty.iter().all(|(volume, blocks)| (*volume, *blocks) == (VOLUME, 0)));
+    let shares = rig.heard.statuses.iter().flat_map(|status| &status.shards);
+    let shares: Vec<_> = shares.flat_map(|shard| &shard.volumes).collect();
+    assert_eq!(shares.len(), usize::from(SHARDS));
+    assert!(shares.iter().all(|share| (share.volume, share.dirty_blocks) == (VOLUME, 0)));
+}
+
+/// What the shards counted for the volume in the last 10 s, the last 5 min and since the start.
+fn traffic(rig: &mut Rig) -> [Traffic; 3] {
+    rig.heard.statuses.clear();
+    for core in 0..2 {
+        rig.tell(core, FromControl::Report { ticket: 1 });
+    }
+    rig.settle();
+    let shards = rig.heard.statuses.iter().flat_map(|status| &status.shards);
+    let (mut of_shards, mut of_volume) = (Spans::default(), Spans::default());
+    for shard in shards {
+        of_shards = of_shards.plus(shard.counts);
+        of_volume = shard.volumes.iter().fold(of_volume, |sum, share| sum.plus(share.traffic));
+    }
+    let of_shards = [of_shards.short, of_shards.long, of_shards.all];
+    let of_shards = of_shards.map(|span| span.counts.traffic);
+    let of_volume = [of_volume.short, of_volume.long, of_volume.all].map(|span| span.counts);
+    assert_eq!(of_shards, of_volume, "there is one volume");
+    of_volume
+}
+
+#[test]
+fn what_happened_is_told_apart_by_when_and_an_idle_core_sleeps() {
+    let mut rig = Rig::new(new_disk(9), 2, 9);
+    let client = rig.connect(0, true);
+    rig.clients[client].write(0, &pattern(3, 40 * 4096));
+    ok(&mut rig, client);
+    rig.clients[client].read(0, 8 * 4096);
+    ok(&mut rig, client);
+    let early = Traffic { read_blocks: 8, ram_blocks: 8, written_blocks: 40, ..Traffic::default() };
+    assert_eq!(traffic(&mut rig), [early; 3]);
+    rig.now = rig.now + Duration::from_secs(60);
+    for core in &mut rig.cores {
+        assert_eq!(core.turn(rig.now), None, "nothing wakes an idle core");
+    }
+    rig.clients[client].read(4096, 4096);
+    ok(&mut rig, client);
+    let late = Traffic { read_blocks: 1, ram_blocks: 1, ..Traffic::default() };
+    assert_eq!(traffic(&mut rig), [late, early.plus(late), early.plus(late)]);
+    rig.now = rig.now + Duration::from_secs(400);
+    assert_eq!(traffic(&mut rig), [Traffic::default(), Traffic::default(), early.plus(late)]);
 }
 
 #[test]

@@ -472,7 +472,7 @@ impl Life<'_, '_> {
         for shard in &self.shards {
             shard.check();
             self.world.stats.moved += shard.counters().moved_blocks;
-            self.world.stats.fetched += shard.counters().fetched_blocks;
+            self.world.stats.fetched += shard.traffic().fetched_blocks;
             self.world.stats.damaged += shard.counters().damaged_blocks;
             assert_eq!(shard.counters().lost_blocks, 0, "no dirty block is damaged here");
         }

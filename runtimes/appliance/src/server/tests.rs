@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use heeler_core::event::{ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, ShardId};
+use heeler_core::policy::Policy;
 use heeler_core::wire::superblock::Superblock;
 use heeler_driver::control::Setup;
-use heeler_driver::mail::{FromControl, ShardStatus, ToControl};
+use heeler_driver::mail::{FromControl, ToControl, VolumeShare};
+use heeler_driver::windows::Spans;
 use heeler_driver::wires::{CoreWires, wire};
 use heeler_hw::BackingFile;
 use heeler_store::{Place, StoreConfig};
@@ -47,8 +49,20 @@ impl Core {
     fn status(&self, ticket: u64) -> ToControl {
         let usage =
             heeler_core::shard::ShardUsage { dirty_blocks: self.dirty, ..Default::default() };
-        let dirty = vec![(VolumeId(1), self.dirty)];
-        let shard = ShardStatus { shard: ShardId(0), usage, counters: Default::default(), dirty };
+        let share = VolumeShare {
+            volume: VolumeId(1),
+            dirty_blocks: self.dirty,
+            traffic: Spans::default(),
+        };
+        let shard = ShardStatus {
+            shard: ShardId(0),
+            usage,
+            buffers: Default::default(),
+            onodes_pinned: 0,
+            policy: Policy::default(),
+            counts: Spans::default(),
+            volumes: vec![share],
+        };
         let status = CoreStatus { shards: vec![shard], ..CoreStatus::default() };
         ToControl::Status { ticket, core: CoreId(0), status }
     }
@@ -210,8 +224,30 @@ fn a_purge_keeps_what_is_dirty_unless_forced() {
         let purged: Purged = client.ask(&Request::CachePurge { force: true }).await;
         assert_eq!(purged, Purged { dirty_bytes: 12288, clean_bytes: 0 });
         client.ask::<()>(&Request::CacheFlush).await;
-        let info: CacheInfo = client.ask(&Request::CacheInfo).await;
-        assert_eq!((info.dirty_bytes, info.shards), (0, 1));
+        let info: CacheReport = client.ask(&Request::CacheInfo { volume: None, shard: None }).await;
+        assert_eq!((info.cache.dirty_bytes, info.cache.shards), (0, 1));
+    });
+}
+
+#[test]
+fn the_cache_is_reported_by_volume_and_by_shard() {
+    with_server("report", 3, async |client| {
+        client.ask::<()>(&create(1 << 30)).await;
+        let ask = |volume: Option<&str>, shard| Request::CacheInfo {
+            volume: volume.map(String::from),
+            shard,
+        };
+        let report: CacheReport = client.ask(&ask(None, None)).await;
+        assert_eq!((report.by_shard.len(), report.by_volume.len()), (1, 1));
+        assert_eq!(report.by_volume[0].name, "disk1");
+        assert_eq!(report.by_volume[0].dirty_bytes, 3 * 4096);
+        assert_eq!(report.memory.policy, Policy::default().name());
+        let same: CacheReport = client.ask(&ask(Some("disk1"), Some(0))).await;
+        assert_eq!(same, report);
+        let unknown = client.refused(&ask(Some("disk2"), None)).await;
+        assert!(unknown.contains("'disk2'"), "{unknown}");
+        let beyond = client.refused(&ask(None, Some(1))).await;
+        assert!(beyond.contains("no shard 1") && beyond.contains("0 to 0"), "{beyond}");
     });
 }
 
