@@ -70,13 +70,17 @@ counts!(shard::ShardCounters {
     pushed_blocks,
     moved_blocks,
     dropped_blocks,
+    resized_blocks,
+    onode_evicted_blocks,
+    discarded_blocks,
+    purged_blocks,
     device_errors,
     damaged_blocks,
     lost_blocks,
     stale_answers,
 });
 
-counts!(buffer::Counters { hits, misses, evictions, promotions });
+counts!(buffer::Counters { hits, misses, evictions, young_evictions, promotions });
 
 counts!(onode::OnodeCounters { hits, misses, evictions });
 

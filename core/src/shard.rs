@@ -104,6 +104,12 @@ pub struct ShardCounters {
     pub dropped_blocks: u64,
     /// Blocks dropped from RAM because the shard's share of memory became smaller.
     pub resized_blocks: u64,
+    /// Blocks dropped from RAM with the onode of their object, when it made room for another.
+    pub onode_evicted_blocks: u64,
+    /// Blocks dropped from RAM because they were discarded, or their volume was removed.
+    pub discarded_blocks: u64,
+    /// Blocks dropped from RAM by a purge.
+    pub purged_blocks: u64,
     /// Device reads or writes that failed.
     pub device_errors: u64,
     /// Blocks whose checksum did not match.

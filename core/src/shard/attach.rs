@@ -212,7 +212,9 @@ impl Shard<'_> {
                 continue;
             }
             let id = state.id;
+            let before = self.resident_blocks();
             self.drop_volume(index, true);
+            self.counters.discarded_blocks += before - self.resident_blocks();
             let slot = &mut self.volumes[index];
             *slot = Volume::new(VolumeId(NIL), 16, 0, Epoch(1), Epoch::ZERO);
             slot.gone = true;
@@ -282,6 +284,7 @@ impl Shard<'_> {
 
     /// Drops clean contents; with `force` dirty ones too, and for good.
     pub(super) fn purge(&mut self, force: bool) {
+        let before = self.resident_blocks();
         if force {
             for index in 0..self.volumes.len() {
                 let id = self.volumes[index].id;
@@ -292,7 +295,8 @@ impl Shard<'_> {
             }
             self.log_forgets();
         }
-        while self.evict_onode().is_some() {}
+        while self.drop_victim().is_some() {}
+        self.counters.purged_blocks += before - self.resident_blocks();
         self.again = true;
     }
 

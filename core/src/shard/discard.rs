@@ -46,11 +46,13 @@ impl Shard<'_> {
         };
         self.log.push_entry(entry, Some(task));
         self.note_zero_range(&entry);
+        let before = self.resident_blocks();
         if whole {
             self.zero_object(volume, onode);
         } else {
             self.zero_blocks(volume, onode, first, count);
         }
+        self.counters.discarded_blocks += before - self.resident_blocks();
         let slot = self.tasks.get_mut(task);
         slot.appended = count as u16;
         slot.records = 1;

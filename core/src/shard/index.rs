@@ -30,10 +30,24 @@ impl Shard<'_> {
 
     /// Evicts the onode released longest ago, with all it says of clean blocks.
     pub(super) fn evict_onode(&mut self) -> Option<()> {
+        let before = self.resident_blocks();
+        self.drop_victim()?;
+        self.counters.onode_evicted_blocks += before - self.resident_blocks();
+        Some(())
+    }
+
+    /// The same, whatever for.
+    pub(super) fn drop_victim(&mut self) -> Option<()> {
         let victim = self.onodes.victim()?;
         self.drop_leaves(victim);
         self.onodes.remove(victim);
         Some(())
+    }
+
+    /// Blocks in RAM.
+    pub(super) fn resident_blocks(&self) -> u64 {
+        let usage = self.buffers.usage();
+        u64::from(usage.pages() - usage.free - usage.detached)
     }
 
     /// Drops all that is known of an object. Its dirty marks must be gone.

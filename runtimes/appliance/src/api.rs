@@ -245,8 +245,8 @@ pub(crate) struct ShardCounts {
     pub(crate) onode_evictions: u64,
     /// Buffers that became hot because their ghost was there.
     pub(crate) promotions: u64,
-    /// Buffers that lost their place in RAM.
-    pub(crate) evictions: u64,
+    /// Buffers that lost their place in RAM, by what for.
+    pub(crate) evictions: Evictions,
     pub(crate) records: u64,
     pub(crate) device_flushes: u64,
     pub(crate) pushed_bytes: u64,
@@ -255,6 +255,21 @@ pub(crate) struct ShardCounts {
     pub(crate) device_errors: u64,
     pub(crate) damaged_blocks: u64,
     pub(crate) lost_blocks: u64,
+}
+
+/// Buffers that lost their place in RAM. Those that new data replaced are not among them.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Evictions {
+    /// To make room for another buffer, as the policy says.
+    pub(crate) policy: u64,
+    /// Of these: in use less than 24 s before. The cache is too small for what is asked of it.
+    pub(crate) policy_young: u64,
+    /// With their onode, to make room for another object.
+    pub(crate) onode: u64,
+    /// Discarded, zeroed, or of a volume that was removed.
+    pub(crate) discard: u64,
+    /// By `heeler cache purge`.
+    pub(crate) purge: u64,
 }
 
 /// What one core did.

@@ -7,8 +7,8 @@ use heeler_driver::mail::{ShardStatus, VolumeShare};
 use heeler_driver::windows::{self, Span, Spans};
 
 use crate::api::{
-    CacheInfo, CacheReport, MemoryInfo, ShardCounts, ShardReport, TrafficCounts, VolumeReport,
-    Window, Windows,
+    CacheInfo, CacheReport, Evictions, MemoryInfo, ShardCounts, ShardReport, TrafficCounts,
+    VolumeReport, Window, Windows,
 };
 use crate::lines::bytes;
 
@@ -129,7 +129,13 @@ fn shard_counts(counts: &windows::ShardCounts) -> ShardCounts {
         onode_misses: counts.onodes.misses,
         onode_evictions: counts.onodes.evictions,
         promotions: counts.buffers.promotions,
-        evictions: counts.buffers.evictions,
+        evictions: Evictions {
+            policy: counts.buffers.evictions,
+            policy_young: counts.buffers.young_evictions,
+            onode: counts.shard.onode_evicted_blocks,
+            discard: counts.shard.discarded_blocks,
+            purge: counts.shard.purged_blocks,
+        },
         records: counts.shard.records,
         device_flushes: counts.shard.flushes,
         pushed_bytes: bytes(counts.shard.pushed_blocks),

@@ -163,11 +163,15 @@ fn shard_windows(windows: &Windows<ShardCounts>) -> String {
         ("pushed", |counts| Size(counts.pushed_bytes).to_string()),
         ("moved", |counts| Size(counts.moved_bytes).to_string()),
         ("dropped", |counts| Size(counts.dropped_bytes).to_string()),
-        ("evictions", |counts| counts.evictions.to_string()),
+        ("evicted", |counts| counts.evictions.policy.to_string()),
+        ("  young", |counts| counts.evictions.policy_young.to_string()),
+        ("  with onode", |counts| counts.evictions.onode.to_string()),
+        ("  discarded", |counts| counts.evictions.discard.to_string()),
+        ("  purged", |counts| counts.evictions.purge.to_string()),
         ("promotions", |counts| counts.promotions.to_string()),
         ("onode hits", |counts| counts.onode_hits.to_string()),
         ("onode misses", |counts| counts.onode_misses.to_string()),
-        ("evicted", |counts| counts.onode_evictions.to_string()),
+        ("onodes evicted", |counts| counts.onode_evictions.to_string()),
     ];
     let Windows { last_10s, last_5m, since_start } = windows;
     let head = |name: &str, seconds: f64| format!("{name} ({seconds:.0} s)");
@@ -209,7 +213,7 @@ pub(crate) fn volume_windows(volumes: &[VolumeReport]) -> String {
 }
 
 fn shards(shards: &[ShardReport]) -> String {
-    let head = ["SHARD", "BUFFERS", "HOT", "DIRTY", "HITS 10 S", "HITS 5 MIN", "HITS", "EVICTIONS"];
+    let head = ["SHARD", "BUFFERS", "HOT", "DIRTY", "HITS 10 S", "HITS 5 MIN", "HITS", "EVICTED"];
     let mut rows = vec![head.map(String::from)];
     rows.extend(shards.iter().map(|shard| {
         let Windows { last_10s, last_5m, since_start } = &shard.windows;
@@ -221,7 +225,7 @@ fn shards(shards: &[ShardReport]) -> String {
             hit_percent(&last_10s.counts.traffic),
             hit_percent(&last_5m.counts.traffic),
             hit_percent(&since_start.counts.traffic),
-            since_start.counts.evictions.to_string(),
+            since_start.counts.evictions.policy.to_string(),
         ]
     }));
     table(&rows)

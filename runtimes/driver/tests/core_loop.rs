@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use heeler_core::counters::{Counts, Traffic};
 use heeler_core::event::ToKeeper;
 use heeler_core::ids::shard_of;
+use heeler_core::shard::ShardCounters;
 use heeler_core::time::Duration;
 use heeler_driver::OpenError;
 use heeler_driver::mail::FromControl;
@@ -319,6 +320,30 @@ fn what_happened_is_told_apart_by_when_and_an_idle_core_sleeps() {
     assert_eq!(traffic(&mut rig), [late, early.plus(late), early.plus(late)]);
     rig.now = rig.now + Duration::from_secs(400);
     assert_eq!(traffic(&mut rig), [Traffic::default(), Traffic::default(), early.plus(late)]);
+}
+
+#[test]
+fn what_leaves_ram_is_told_apart_by_what_for() {
+    let mut rig = Rig::new(new_disk(10), 1, 10);
+    let client = rig.connect(0, true);
+    rig.clients[client].write(0, &pattern(3, 40 * 4096));
+    ok(&mut rig, client);
+    rig.clients[client].trim(4 * 4096, 10 * 4096);
+    ok(&mut rig, client);
+    rig.push();
+    rig.settle();
+    let counted = |rig: &Rig| {
+        let shards = rig.cores[0].shards().map(|(_, shard)| shard.counters());
+        shards.fold(ShardCounters::default(), Counts::plus)
+    };
+    let counters = counted(&rig);
+    assert_eq!((counters.discarded_blocks, counters.purged_blocks), (10, 0));
+    rig.tell(0, FromControl::Purge { force: false });
+    rig.settle();
+    let counters = counted(&rig);
+    assert_eq!((counters.discarded_blocks, counters.purged_blocks), (10, 30));
+    assert_eq!(counters.onode_evicted_blocks, 0);
+    rig.check(TRANSIT);
 }
 
 #[test]

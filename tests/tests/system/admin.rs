@@ -111,6 +111,52 @@ fn the_cache_is_inspected_flushed_and_purged() {
 }
 
 #[test]
+fn the_cache_is_counted_by_volume_by_shard_and_by_time() {
+    let scratch = Scratch::new();
+    let site = Site::new(&scratch);
+    site.make_volume("disk0");
+    site.make_volume("idle");
+    let server = site.serve(&[]);
+    let image = scratch.dense("image", 4 << 20, 54);
+    run("nbdcopy", &[&image, &server.uri("disk0")]);
+    assert_begins(&server.uri("disk0"), &image);
+    let info = site.json(&["cache", "info"]);
+    let windows = ["last_10s", "last_5m", "since_start"];
+    let sum = |lists: &str, window: &str, name: &str| -> u64 {
+        let parts = info[lists].as_array().unwrap_or_else(|| panic!("no {lists} in {info}"));
+        parts.iter().filter_map(|part| part["windows"][window][name].as_u64()).sum()
+    };
+    for name in ["buffer_hit_bytes", "buffer_miss_bytes", "written_bytes", "read_bytes"] {
+        for window in windows {
+            let all = info["windows"][window][name].as_u64().expect("a count");
+            assert_eq!(all, sum("by_shard", window, name), "{name} {window}");
+            assert_eq!(all, sum("by_volume", window, name), "{name} {window}");
+        }
+    }
+    assert_eq!(info["windows"]["since_start"]["written_bytes"], 4 << 20);
+    assert_eq!(
+        info["by_shard"].as_array().map(Vec::len),
+        info["shards"].as_u64().map(|n| n as usize)
+    );
+    let one = site.json(&["cache", "info", "--volume", "idle", "--shard", "0"]);
+    assert_eq!(one["by_volume"][0]["windows"]["since_start"]["written_bytes"], 0);
+    assert_eq!(
+        (one["by_volume"].as_array().map(Vec::len), &one["by_shard"][0]["shard"]),
+        (Some(1), &0.into())
+    );
+    let text = site.run(&["cache", "info"]);
+    for word in ["LAST 10 S", "LAST 5 MIN", "hit ratio", "disk0", "idle", "policy"] {
+        assert!(text.contains(word), "no {word} in\n{text}");
+    }
+    assert!(site.run(&["cache", "info", "--volume", "disk0"]).starts_with("VOLUME"));
+    for args in [&["--volume", "nobody"], &["--shard", "99"]] {
+        let refused = site.output(&[&["cache", "info"][..], args].concat());
+        assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    }
+    server.stop();
+}
+
+#[test]
 fn the_defaults_serve_a_disk() {
     let scratch = Scratch::new();
     let site = Site::new(&scratch);
