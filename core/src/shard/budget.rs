@@ -168,8 +168,9 @@ impl Shard<'_> {
                 self.again = true;
                 return;
             }
-            self.counters.resized_blocks += u64::from(self.buffers.free_pages() == 0);
+            let evicts = self.buffers.free_pages() == 0;
             let Some(page) = self.take_page(Hint::NEW) else { return };
+            self.counters.resized_blocks += u64::from(evicts);
             self.give_back(page);
         }
     }

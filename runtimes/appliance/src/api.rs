@@ -1,6 +1,7 @@
 //! What the admin socket carries: one JSON value a line. A client sends one request and reads lines
 //! until one is not progress.
 
+use heeler_core::ages::WINDOWS;
 use serde::{Deserialize, Serialize};
 
 /// What is asked.
@@ -193,6 +194,12 @@ pub(crate) struct MemoryInfo {
     pub(crate) detached_bytes: u64,
     /// In no buffer.
     pub(crate) free_bytes: u64,
+    /// Of onodes and what they say of blocks.
+    pub(crate) meta_bytes: u64,
+    /// The bytes of buffers and of metadata by the time since their last use: less than 1 s, 1 to
+    /// 2, 2 to 6, 6 to 24, 24 to 120, 120 to 720, longer.
+    pub(crate) buffer_age_bytes: [u64; WINDOWS],
+    pub(crate) meta_age_bytes: [u64; WINDOWS],
 }
 
 /// The same counts over three spans of time.
@@ -262,8 +269,10 @@ pub(crate) struct ShardCounts {
 pub(crate) struct Evictions {
     /// To make room for another buffer, as the policy says.
     pub(crate) policy: u64,
-    /// Of these: in use less than 24 s before. The cache is too small for what is asked of it.
-    pub(crate) policy_young: u64,
+    /// Because the shard's share of memory became smaller, as the policy says.
+    pub(crate) resize: u64,
+    /// Of both: in use less than 24 s before. The cache is too small for what is asked of it.
+    pub(crate) young: u64,
     /// With their onode, to make room for another object.
     pub(crate) onode: u64,
     /// Discarded, zeroed, or of a volume that was removed.

@@ -1,7 +1,9 @@
 //! What the shards count, as it is shown.
 
+use heeler_core::ages::WINDOWS;
 use heeler_core::counters::{Counts, Traffic};
 use heeler_core::ids::VolumeId;
+use heeler_core::onode::META_UNIT_BYTES;
 use heeler_driver::control::VolumeStatus;
 use heeler_driver::mail::{ShardStatus, VolumeShare};
 use heeler_driver::windows::{self, Span, Spans};
@@ -58,6 +60,7 @@ pub(crate) fn shares_of(
 fn memory(shard: &ShardStatus) -> MemoryInfo {
     let pages = |count: u32| bytes(u64::from(count));
     let usage = &shard.buffers;
+    let units = |count: u64| count * META_UNIT_BYTES as u64;
     let resident = usage.pages() - usage.free;
     MemoryInfo {
         policy: shard.policy.name().into(),
@@ -73,7 +76,14 @@ fn memory(shard: &ShardStatus) -> MemoryInfo {
         pinned_bytes: pages(usage.pinned_listed + usage.pinned_unlisted),
         detached_bytes: pages(usage.detached),
         free_bytes: pages(usage.free),
+        meta_bytes: units(shard.budget.meta_units.into()),
+        buffer_age_bytes: shard.budget.page_ages.map(bytes),
+        meta_age_bytes: shard.budget.meta_ages.map(units),
     }
+}
+
+fn add(a: [u64; WINDOWS], b: [u64; WINDOWS]) -> [u64; WINDOWS] {
+    std::array::from_fn(|i| a[i] + b[i])
 }
 
 fn add_memory(sum: MemoryInfo, one: MemoryInfo) -> MemoryInfo {
@@ -91,6 +101,9 @@ fn add_memory(sum: MemoryInfo, one: MemoryInfo) -> MemoryInfo {
         pinned_bytes: sum.pinned_bytes + one.pinned_bytes,
         detached_bytes: sum.detached_bytes + one.detached_bytes,
         free_bytes: sum.free_bytes + one.free_bytes,
+        meta_bytes: sum.meta_bytes + one.meta_bytes,
+        buffer_age_bytes: add(sum.buffer_age_bytes, one.buffer_age_bytes),
+        meta_age_bytes: add(sum.meta_age_bytes, one.meta_age_bytes),
     }
 }
 
@@ -130,8 +143,9 @@ fn shard_counts(counts: &windows::ShardCounts) -> ShardCounts {
         onode_evictions: counts.onodes.evictions,
         promotions: counts.buffers.promotions,
         evictions: Evictions {
-            policy: counts.buffers.evictions,
-            policy_young: counts.buffers.young_evictions,
+            policy: counts.buffers.evictions - counts.shard.resized_blocks,
+            resize: counts.shard.resized_blocks,
+            young: counts.buffers.young_evictions,
             onode: counts.shard.onode_evicted_blocks,
             discard: counts.shard.discarded_blocks,
             purge: counts.shard.purged_blocks,

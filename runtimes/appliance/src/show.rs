@@ -115,6 +115,7 @@ pub(crate) fn report(report: &CacheReport) -> String {
     [
         cache(&report.cache),
         memory(&report.memory),
+        ages(&report.memory),
         shard_windows(&report.windows),
         volume_windows(&report.by_volume),
         shards(&report.by_shard),
@@ -141,8 +142,27 @@ fn memory(memory: &MemoryInfo) -> String {
         ),
         ("pinned", Size(memory.pinned_bytes).to_string()),
         ("warm_out", format!("{} ghosts", memory.warm_out)),
-        ("onodes", format!("{}, {} of them pinned", memory.onodes, memory.onodes_pinned)),
+        (
+            "onodes",
+            format!(
+                "{} ({} of metadata), {} of them pinned",
+                memory.onodes,
+                Size(memory.meta_bytes),
+                memory.onodes_pinned
+            ),
+        ),
     ])
+}
+
+/// What is in RAM by the time since its last use.
+fn ages(memory: &MemoryInfo) -> String {
+    let names = ["1 s", "2 s", "6 s", "24 s", "2 min", "12 min", "longer"];
+    let mut rows = vec![["USED WITHIN", "BUFFERS", "METADATA"].map(String::from)];
+    let ages = memory.buffer_age_bytes.iter().zip(&memory.meta_age_bytes);
+    rows.extend(names.iter().zip(ages).map(|(name, (buffers, meta))| {
+        [(*name).into(), Size(*buffers).to_string(), Size(*meta).to_string()]
+    }));
+    table(&rows)
 }
 
 /// How one count of a window is shown.
@@ -164,7 +184,8 @@ fn shard_windows(windows: &Windows<ShardCounts>) -> String {
         ("moved", |counts| Size(counts.moved_bytes).to_string()),
         ("dropped", |counts| Size(counts.dropped_bytes).to_string()),
         ("evicted", |counts| counts.evictions.policy.to_string()),
-        ("  young", |counts| counts.evictions.policy_young.to_string()),
+        ("  for resizing", |counts| counts.evictions.resize.to_string()),
+        ("  young", |counts| counts.evictions.young.to_string()),
         ("  with onode", |counts| counts.evictions.onode.to_string()),
         ("  discarded", |counts| counts.evictions.discard.to_string()),
         ("  purged", |counts| counts.evictions.purge.to_string()),

@@ -121,6 +121,7 @@ impl Host<'_> {
             shard: self.id,
             usage: self.shard.usage(),
             buffers: self.shard.buffers().usage(),
+            budget: self.shard.budget_report(),
             onodes_pinned: u64::from(onodes.used().0 - onodes.evictable()),
             policy: self.shard.buffers().policy(),
             counts: self.past.spans(now, ShardCounts::of(&self.shard)),

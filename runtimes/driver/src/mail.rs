@@ -9,7 +9,7 @@ use heeler_core::event::{PushRun, Reply, Request, ToKeeper, ToShard};
 use heeler_core::ids::{BlockRef, CoreId, Epoch, OpId, ShardId, VolumeId};
 use heeler_core::limits::REQUEST_BLOCKS_MAX;
 use heeler_core::policy::Policy;
-use heeler_core::shard::ShardUsage;
+use heeler_core::shard::{BudgetReport, ShardUsage};
 
 use crate::windows::{ShardCounts, Spans};
 
@@ -105,6 +105,8 @@ pub struct ShardStatus {
     pub usage: ShardUsage,
     /// Where its pages are.
     pub buffers: buffer::Usage,
+    /// What it has of memory, and how old that is.
+    pub budget: BudgetReport,
     /// Onodes that cannot be evicted now: dirty or in use.
     pub onodes_pinned: u64,
     /// Which buffers leave RAM first.

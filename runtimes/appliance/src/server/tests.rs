@@ -58,6 +58,7 @@ impl Core {
             shard: ShardId(0),
             usage,
             buffers: Default::default(),
+            budget: Default::default(),
             onodes_pinned: 0,
             policy: Policy::default(),
             counts: Spans::default(),
