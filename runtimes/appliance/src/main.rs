@@ -8,6 +8,7 @@ mod client;
 mod commands;
 mod files;
 mod lines;
+mod replay;
 mod serve;
 mod server;
 mod settings;
@@ -44,5 +45,6 @@ fn run(cli: &Cli) -> Result<(), String> {
         Command::Check(args) => {
             check::check(&common.place(args.cache.as_deref(), &args.store)?, args)
         }
+        Command::Replay(args) => replay::replay(args),
     }
 }

@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 
 use heeler_core::limits::{LEAF_BLOCKS, ONODE_LEAVES};
 
+/// Different blocks of a trace at most (1 TiB): what the tables of one cache can number.
+const BLOCKS_MAX: u32 = 1 << 28;
 const NONE: u32 = u32::MAX;
 
 /// Numbers of the blocks that were touched, kept by leaves of 16 neighbours.
@@ -31,7 +33,7 @@ impl Footprint {
         };
         let number = &mut self.leaves[index as usize][(block % LEAF_BLOCKS as u64) as usize];
         if *number == NONE {
-            if self.blocks == NONE {
+            if self.blocks == BLOCKS_MAX {
                 return None;
             }
             *number = self.blocks;

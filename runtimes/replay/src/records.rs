@@ -59,7 +59,7 @@ pub enum ReadError {
     },
     /// It holds no requests.
     Empty,
-    /// It touches more blocks than can be counted: 2^32.
+    /// It is longer than can be replayed.
     Long,
 }
 
@@ -73,7 +73,10 @@ impl fmt::Display for ReadError {
             Self::Wrong { byte, what } => write!(f, "byte {byte}: {what}"),
             Self::Broken { byte, error } => write!(f, "byte {byte}: cannot be read on: {error}"),
             Self::Empty => f.write_str("a trace without requests"),
-            Self::Long => f.write_str("more than 2^32 blocks are touched; cut the trace"),
+            Self::Long => f.write_str(
+                "longer than can be replayed (2^32 touches of blocks, 1 TiB of different ones); \
+                 replay a part of it",
+            ),
         }
     }
 }
