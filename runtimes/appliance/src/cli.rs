@@ -1,8 +1,12 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use heeler_core::policy::Policy;
+use heeler_replay::{CacheSize, SizeError};
 
 use crate::settings::Listen;
 use crate::size::Size;
@@ -46,7 +50,26 @@ pub(crate) enum Command {
     },
     /// Check the cache file and the volumes in the store; exit 1 if something is wrong
     Check(CheckArgs),
+    /// Replay traces through the cache: its hit ratio beside LRU and the best possible
+    #[command(after_long_help = TRACES)]
+    Replay(ReplayArgs),
 }
+
+/// What `replay` reads.
+const TRACES: &str = "\
+A trace is a file of one of these kinds, known by the end of its name; .zst after it means that it \
+is compressed by zstd.
+
+.btr  Records of 24 bytes, little endian: u64 time (not used), u64 byte offset, u32 length in \
+bytes, u8 operation (0 read, 1 write, 2 unknown), u8 flags (not used), u16 volume.
+
+.csv  Comma-separated, the first line with the names of the columns, in any order and case: \
+offset and length in bytes; op (r, read, w, write, u or unknown, in any case); volume, if there \
+are several (any text). Other columns, such as timestamp, are not used.
+
+Requests are replayed in the order of the file. Each is taken as the 4 KiB blocks it touches, in \
+ascending order; reads and writes count alike, unknown operations as reads, and every missing \
+block is brought in. Volumes have address spaces of their own. The cache starts empty.";
 
 /// Of `serve`.
 #[derive(Args, Debug, Default)]
@@ -178,6 +201,55 @@ pub(crate) struct CheckArgs {
     pub(crate) store: StoreArgs,
 }
 
+/// Of `replay`.
+#[derive(Args, Debug)]
+pub(crate) struct ReplayArgs {
+    /// Recordings: NAME.btr or NAME.csv, with .zst if compressed
+    #[arg(required = true, value_name = "TRACE")]
+    pub(crate) traces: Vec<PathBuf>,
+    /// Policies to compare, beside lru [default: all]
+    #[arg(long, value_name = "POLICY,...", value_delimiter = ',', value_parser = policies())]
+    pub(crate) policy: Vec<Policy>,
+    /// Cache sizes: shares of the blocks that a trace touches, or bytes
+    #[arg(long, value_name = "1%|64M,...", value_delimiter = ',', default_value = "1%,5%,10%,20%")]
+    pub(crate) size: Vec<ReplaySize>,
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Draw the curves of hit ratio by size into a file
+    #[arg(long, value_name = "OUT.svg")]
+    pub(crate) svg: Option<PathBuf>,
+}
+
+fn policies() -> impl TypedValueParser<Value = Policy> {
+    PossibleValuesParser::new(Policy::ALL.iter().map(|policy| policy.name()))
+        .map(|name| Policy::from_name(&name).expect("one of these"))
+}
+
+/// A size as it was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ReplaySize {
+    pub(crate) text: String,
+    pub(crate) size: CacheSize,
+}
+
+impl FromStr for ReplaySize {
+    type Err = String;
+
+    /// A percentage, or a size like `64M`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let size = match text.strip_suffix('%') {
+            Some(percent) => CacheSize::percent(percent),
+            None => text
+                .parse()
+                .map_err(|_| SizeError::NoNumber)
+                .and_then(|Size(bytes)| CacheSize::bytes(bytes)),
+        };
+        let size = size.map_err(|e| e.to_string())?;
+        Ok(Self { text: text.into(), size })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -238,6 +310,31 @@ mod tests {
     }
 
     #[test]
+    fn replays_have_lists_of_policies_and_sizes() {
+        let of = |line| match parse(line).unwrap().command {
+            Command::Replay(args) => args,
+            other => panic!("{other:?}"),
+        };
+        let args = of("heeler replay a.btr b.csv --policy 2q,s3fifo --size 0.5%,64M --json");
+        assert_eq!(args.traces.len(), 2);
+        assert_eq!(args.policy, [Policy::TwoQ, Policy::S3Fifo]);
+        let sizes: Vec<_> = args.size.iter().map(|size| size.size).collect();
+        assert_eq!(sizes, [CacheSize::Share(5_000), CacheSize::Bytes(64 << 20)]);
+        let args = of("heeler replay a.btr");
+        let sizes: Vec<_> = args.size.iter().map(|size| size.text.as_str()).collect();
+        assert_eq!(sizes, ["1%", "5%", "10%", "20%"]);
+        assert!(args.policy.is_empty(), "all of them");
+    }
+
+    #[test]
+    fn an_unknown_policy_is_told_the_choices() {
+        let text = parse("heeler replay a.btr --policy mru").unwrap_err().to_string();
+        for policy in Policy::ALL {
+            assert!(text.contains(policy.name()), "{text}");
+        }
+    }
+
+    #[test]
     fn usage_errors_exit_with_2() {
         for line in [
             "heeler",
@@ -246,6 +343,14 @@ mod tests {
             "heeler cache drop",
             "heeler cache info --shard all",
             "heeler volume delete",
+            "heeler replay",
+            "heeler replay a.btr --policy mru",
+            "heeler replay a.btr --policy lru,",
+            "heeler replay a.btr --size 0%",
+            "heeler replay a.btr --size 101%",
+            "heeler replay a.btr --size 1%,0",
+            "heeler replay a.btr --size 5%%",
+            "heeler replay a.btr --size much",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -9,6 +9,7 @@ mod commands;
 mod counters;
 mod files;
 mod lines;
+mod replay;
 mod serve;
 mod server;
 mod settings;
@@ -45,5 +46,6 @@ fn run(cli: &Cli) -> Result<(), String> {
         Command::Check(args) => {
             check::check(&common.place(args.cache.as_deref(), &args.store)?, args)
         }
+        Command::Replay(args) => replay::replay(args),
     }
 }
