@@ -2,12 +2,13 @@
 //!
 //! Every item remembers the second of its last use, and a ring of counters, one for each of the
 //! last seconds, says how much has that second. A use moves the item's weight from one counter to
-//! another, so it costs O(1), and nothing is ever scanned. (BlueStore's age bins, with the bin found
-//! by number instead of by a shared pointer.)
+//! another, so it costs O(1), and nothing is ever scanned. (BlueStore's age bins, with the bin
+//! found by number instead of by a shared pointer.)
 //!
 //! What was not used for longer than the ring is not counted: it is what is left of the total. A
-//! second's number has 16 bits. An item that lay untouched for 18 hours may therefore be taken for a
-//! young one when it leaves; that makes a statistic wrong by one item, and nothing else rests on it.
+//! second's number has 16 bits. An item that lay untouched for 18 hours may therefore be taken for
+//! a young one when it leaves; that makes a statistic wrong by one item, and nothing else rests on
+//! it.
 
 use alloc::boxed::Box;
 

@@ -30,7 +30,7 @@ use alloc::boxed::Box;
 use crate::ages::{Ages, Stamp, WINDOWS};
 use crate::ids::PageId;
 use crate::list::{Link, Queue, queues};
-use crate::policy::{End, Hint, Lens, Level, List, Policy, Tag, Touched, Verdict};
+use crate::policy::{End, Hint, Lens, Level, List, Mark, Policy, Reuse, Tag, Touched, Verdict};
 
 /// Seconds since its last use up to which a buffer was evicted young: the table is too small for
 /// what is asked of it.
@@ -147,7 +147,7 @@ pub struct Counters {
     pub promotions: u64,
 }
 
-/// One slot. 16 bytes, beside 8 for its link and 4 on the stack of free pages.
+/// One slot. 20 bytes, beside 8 for its link and 4 on the stack of free pages.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     page: PageId,
@@ -162,9 +162,10 @@ struct Slot {
     detached: bool,
     /// Its last use, if it has a page.
     used: Stamp,
+    mark: Mark,
 }
 
-const _: () = assert!(size_of::<Slot>() == 16);
+const _: () = assert!(size_of::<Slot>() == 20);
 
 /// The memory of a buffer table.
 #[derive(Debug)]
@@ -187,6 +188,7 @@ impl BufferStorage {
             uses: 0,
             detached: false,
             used: Stamp::default(),
+            mark: Mark::NEW,
         };
         Self {
             links: core::iter::repeat_n(Link::default(), slots).collect(),
@@ -219,6 +221,7 @@ pub struct Buffers<'a> {
     /// Pages that the table should hold, by which the policy measures its lists.
     capacity: u32,
     ghosts_max: u32,
+    reuse: Reuse,
     ages: Ages,
     /// `warm_in`, `hot` and `ghosts` in it are filled in when asked: the lists know them.
     usage: Usage,
@@ -252,6 +255,7 @@ impl<'a> Buffers<'a> {
             policy,
             capacity: own_pages,
             ghosts_max: policy.ghosts_max(own_pages),
+            reuse: Reuse::new(own_pages),
             ages: Ages::new(),
             usage: Usage { free: own_pages, ..Usage::default() },
             counters: Counters::default(),
@@ -266,8 +270,16 @@ impl<'a> Buffers<'a> {
 
     /// Switches the policy; no buffer is dropped for it.
     pub fn set_policy(&mut self, policy: Policy) {
+        if policy == Policy::Reuse && self.policy != policy {
+            self.reuse = Reuse::new(self.capacity);
+        }
         self.policy = policy;
         self.ghosts_max = policy.ghosts_max(self.capacity);
+    }
+
+    /// The touches and inserts from now on are of a read or write of so many blocks.
+    pub fn begin(&mut self, blocks: usize, write: bool) {
+        self.reuse.begin(blocks, write);
     }
 
     /// Time goes on: the present second, modulo 2^16.
@@ -325,6 +337,7 @@ impl<'a> Buffers<'a> {
 
     fn set_capacity(&mut self, pages: u32) {
         self.capacity = pages;
+        self.reuse.set_capacity(pages);
         self.ghosts_max = self.policy.ghosts_max(pages);
     }
 
@@ -454,21 +467,23 @@ impl<'a> Buffers<'a> {
             return;
         }
         *in_flight -= 1;
-        let hint = Hint { tag: slot.tag, uses: slot.uses };
+        let hint = Hint { tag: slot.tag, uses: slot.uses, mark: slot.mark };
         let (list, end) = self.policy.place(hint, level);
         match hint.tag {
             Tag::New => {}
             Tag::WarmOut => self.counters.promotions += u64::from(list == List::Hot),
             Tag::WarmIn | Tag::Hot => {
-                let counts = self.policy.touched(list, true) == Touched::Counts;
-                slot.uses = hint.uses.saturating_add(u8::from(rewritten && counts));
+                if rewritten && self.policy.touched(list, true) == Touched::Counts {
+                    slot.uses = hint.uses.saturating_add(1);
+                    self.reuse.used(&mut slot.mark);
+                }
             }
         }
         self.link(id.0, list, end);
     }
 
-    /// Removes a buffer or a ghost: the owner's reference ends. Returns the hint for a buffer of the
-    /// same block, and its page if it had one that nobody uses. A page in use
+    /// Removes a buffer or a ghost: the owner's reference ends. Returns the hint for a buffer of
+    /// the same block, and its page if it had one that nobody uses. A page in use
     /// (pinned, filling, writing) is given to the free list when that ends; the number stays good
     /// for `unpin`, `finish` and `page` until then.
     ///
@@ -477,7 +492,7 @@ impl<'a> Buffers<'a> {
     /// If it is free or was discarded before.
     pub fn discard(&mut self, id: BufferId) -> (Hint, Option<PageId>) {
         let slot = self.slots[id.0 as usize];
-        let hint = Hint { tag: slot.tag, uses: slot.uses };
+        let hint = Hint { tag: slot.tag, uses: slot.uses, mark: slot.mark };
         assert!(!slot.detached, "discarded twice: {id:?}");
         match slot.state {
             State::Free => panic!("discard of {id:?}, which is free"),
@@ -533,7 +548,10 @@ impl<'a> Buffers<'a> {
         let on = if slot.tag == Tag::Hot { List::Hot } else { List::WarmIn };
         match self.policy.touched(on, write) {
             Touched::Stays => {}
-            Touched::Counts => slot.uses = slot.uses.saturating_add(1),
+            Touched::Counts => {
+                slot.uses = slot.uses.saturating_add(1);
+                self.reuse.used(&mut slot.mark);
+            }
             Touched::Front(list) => self.move_to_front(id.0, on, list),
         }
     }
@@ -721,8 +739,12 @@ impl<'a> Buffers<'a> {
         debug_assert_eq!(slot.state, State::Free);
         self.free_slot = slot.block.0;
         let used = self.ages.add(1);
-        let Hint { tag, uses } = hint;
-        *slot = Slot { page, block, pins: 0, state, tag, uses, detached: false, used };
+        let Hint { tag, uses, mut mark } = hint;
+        if self.policy == Policy::Reuse && matches!(tag, Tag::New | Tag::WarmOut) {
+            self.reuse.comes_in(&mut mark, tag == Tag::WarmOut);
+        }
+        self.slots[id as usize] =
+            Slot { page, block, pins: 0, state, tag, uses, detached: false, used, mark };
         Some(BufferId(id))
     }
 
@@ -752,28 +774,63 @@ impl<'a> Buffers<'a> {
             let (warm_in, hot) = (self.warm_in.len(), self.hot.len());
             let lens = Lens { warm_in, hot, capacity: self.capacity };
             let list = self.policy.victim(lens, incoming)?;
+            if list == List::Hot && self.policy == Policy::Reuse {
+                return self.take_by_hand();
+            }
             let id = match list {
                 List::WarmIn => self.warm_in.pop_back()?,
                 List::Hot => self.hot.pop_back()?,
             };
-            if self.slots[id as usize].pins > 0 {
+            let slot = &mut self.slots[id as usize];
+            if slot.pins > 0 {
                 self.usage.pinned_listed -= 1;
                 self.usage.pinned_unlisted += 1;
                 continue;
             }
-            match self.policy.verdict(list, self.slots[id as usize].uses) {
+            match self.policy.verdict(list, slot.uses) {
                 Verdict::Evict { ghost } => return Some((id, ghost)),
                 Verdict::Spare(list, uses) => {
-                    self.slots[id as usize].uses = uses;
+                    slot.uses = uses;
                     self.push(id, list, End::Front);
                 }
             }
         }
     }
 
+    /// The hand goes round hot until it comes to a buffer that the policy gives up, or has passed
+    /// over so many that the least of them must do.
+    fn take_by_hand(&mut self) -> Option<(u32, bool)> {
+        let mut passed = 0;
+        let mut least = None;
+        loop {
+            let id = self.hot.back()?;
+            let slot = &mut self.slots[id as usize];
+            if slot.pins > 0 {
+                self.hot.pop_back();
+                self.usage.pinned_listed -= 1;
+                self.usage.pinned_unlisted += 1;
+                continue;
+            }
+            let index = self.reuse.index(&mut slot.mark);
+            if least.is_none_or(|(other, _)| index < other) {
+                least = Some((index, id));
+            }
+            if !self.reuse.passes(index, passed) {
+                break;
+            }
+            passed += 1;
+            self.hot.move_to_front(id);
+        }
+        self.reuse.took(passed);
+        let (_, id) = least?;
+        self.hot.remove(id);
+        Some((id, true))
+    }
+
     fn drop_ghost(&mut self) -> Option<BlockAddr> {
         let id = self.warm_out.pop_back()?;
-        let block = self.slots[id as usize].block;
+        let Slot { block, mark, .. } = self.slots[id as usize];
+        self.reuse.expired(mark);
         self.free_slot(id);
         Some(block)
     }
@@ -1078,7 +1135,7 @@ mod tests {
         assert_eq!(owner.warm_in(), [11, 10, 9, 8]);
         owner.read(0);
         assert_eq!(owner.hot(), [0, 3, 2, 1]);
-        // The ghosts are 4..8: as they come back hot would have more than its half, and pays itself.
+        // The ghosts are 4..8: as they come back hot would have more than its half, and pays.
         owner.read(7);
         assert_eq!((owner.warm_in(), owner.hot()), (vec![11, 10, 9, 8], vec![7, 0, 3, 2]));
         owner.read(6);
@@ -1211,7 +1268,7 @@ mod tests {
         owner.read(0);
         let id = owner.resident(0).unwrap();
         owner.table.pin(id);
-        assert_eq!(owner.table.discard(id), (Hint { tag: Tag::WarmIn, uses: 0 }, None));
+        assert_eq!(owner.table.discard(id), (Hint { tag: Tag::WarmIn, ..Hint::NEW }, None));
         owner.refs[0] = None;
         assert!(owner.table.page(id).is_some() && owner.table.is_detached(id));
         assert_eq!(owner.table.available(), 1);

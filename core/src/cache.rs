@@ -73,6 +73,7 @@ impl<'a> Cache<'a> {
     pub fn access(&mut self, access: Access) -> u32 {
         let Access { volume, object, first, count, write } = access;
         let onode = self.pin_onode(volume, object);
+        self.buffers.begin(usize::from(count), write);
         let mut hits = 0;
         for block in first..first + count {
             match self.resident(onode, block) {

@@ -2,13 +2,17 @@
 //! owns the lists and does what it says.
 //!
 //! All policies share three lists: *warm_in*, where a block begins; *hot*, where it goes when it
-//! has shown that it comes back; and *warm_out*, the ghosts of blocks that left warm_in. They differ
+//! has shown that it comes back; and *warm_out*, the ghosts of blocks that left. They differ
 //! in what a use does, in which list gives the next victim, and in whether that victim is let off.
 
 mod lru;
+mod reuse;
 mod s3fifo;
 mod twoq;
 mod twoq_bluestore;
+
+pub use reuse::Mark;
+pub(crate) use reuse::Reuse;
 
 /// What a buffer's past says about it, lowest first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -30,11 +34,13 @@ pub struct Hint {
     pub tag: Tag,
     /// Uses that were counted there.
     pub uses: u8,
+    /// What else a policy remembers.
+    pub mark: Mark,
 }
 
 impl Hint {
     /// Nothing is known.
-    pub const NEW: Self = Self { tag: Tag::New, uses: 0 };
+    pub const NEW: Self = Self { tag: Tag::New, uses: 0, mark: Mark::NEW };
 }
 
 /// How dear a buffer is to its owner when it becomes clean.
@@ -111,13 +117,16 @@ pub enum Policy {
     TwoQBluestore,
     /// S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: "FIFO queues are all you need for cache eviction",
     /// SOSP 2023).
-    #[default]
     S3Fifo,
+    /// Learned reuse, ours: one list, and a hand that takes what promises the fewest hits.
+    #[default]
+    Reuse,
 }
 
 impl Policy {
     /// Every policy.
-    pub const ALL: &[Self] = &[Self::Lru, Self::TwoQ, Self::TwoQBluestore, Self::S3Fifo];
+    pub const ALL: &[Self] =
+        &[Self::Reuse, Self::Lru, Self::TwoQ, Self::TwoQBluestore, Self::S3Fifo];
 
     /// The policy that a configuration calls `name`.
     #[must_use]
@@ -133,6 +142,7 @@ impl Policy {
             Self::TwoQ => "2q",
             Self::TwoQBluestore => "2q-bluestore",
             Self::S3Fifo => "s3fifo",
+            Self::Reuse => "reuse",
         }
     }
 
@@ -143,6 +153,7 @@ impl Policy {
             Self::TwoQ => twoq::place(hint.tag, level),
             Self::TwoQBluestore => twoq_bluestore::place(hint.tag, level),
             Self::S3Fifo => s3fifo::place(hint.tag, level),
+            Self::Reuse => reuse::place(level),
         }
     }
 
@@ -152,14 +163,14 @@ impl Policy {
             Self::Lru => Touched::Front(List::Hot),
             Self::TwoQ => twoq::touched(list),
             Self::TwoQBluestore => twoq_bluestore::touched(list, write),
-            Self::S3Fifo => Touched::Counts,
+            Self::S3Fifo | Self::Reuse => Touched::Counts,
         }
     }
 
     /// From which list to evict to make room for a buffer with that hint; `None`: both are empty.
     pub(crate) fn victim(self, lens: Lens, incoming: Tag) -> Option<List> {
         let wanted = match self {
-            Self::Lru => lru::victim(lens),
+            Self::Lru | Self::Reuse => lru::victim(lens),
             Self::TwoQ => twoq::victim(lens),
             Self::TwoQBluestore => twoq_bluestore::victim(lens, incoming),
             Self::S3Fifo => s3fifo::victim(lens),
@@ -176,6 +187,8 @@ impl Policy {
     pub(crate) fn verdict(self, list: List, uses: u8) -> Verdict {
         match self {
             Self::Lru => Verdict::Evict { ghost: false },
+            // On hot the hand decides, see `Reuse`.
+            Self::Reuse => Verdict::Evict { ghost: true },
             Self::TwoQ | Self::TwoQBluestore => Verdict::Evict { ghost: list == List::WarmIn },
             Self::S3Fifo => s3fifo::verdict(list, uses),
         }
@@ -188,6 +201,7 @@ impl Policy {
             Self::TwoQ => twoq::ghosts_max(pages),
             Self::TwoQBluestore => twoq_bluestore::ghosts_max(pages),
             Self::S3Fifo => s3fifo::ghosts_max(pages),
+            Self::Reuse => reuse::ghosts_max(pages),
         }
     }
 

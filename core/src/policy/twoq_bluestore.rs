@@ -20,8 +20,8 @@ pub(super) fn touched(list: List, write: bool) -> Touched {
     }
 }
 
-/// Of what will be listed, the new buffer included, warm_in may have its share and hot the rest; one
-/// of the two is too long. A list that is short of its share lends it to the other by this.
+/// Of what will be listed, the new buffer included, warm_in may have its share and hot the rest;
+/// one of the two is too long. A list that is short of its share lends it to the other by this.
 pub(super) fn victim(lens: Lens, incoming: Tag) -> List {
     let comes_to_hot = incoming >= Tag::WarmOut;
     let warm_in = lens.warm_in + u32::from(!comes_to_hot);

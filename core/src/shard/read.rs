@@ -83,6 +83,7 @@ impl Shard<'_> {
             }
             return Collected::Stalled;
         }
+        self.buffers.begin(self.tasks.get(task).held.len(), false);
         let onode = self.tasks.get(task).onode;
         let mut at = 0;
         while at < self.tasks.get(task).held.len() {

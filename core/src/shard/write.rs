@@ -212,6 +212,7 @@ impl Shard<'_> {
                 epoch: state.open,
             };
             self.log.push_entry(entry, Some(task));
+            self.buffers.begin(count, true);
             for at in done..done + room {
                 let block = self.tasks.get(task).payload[at];
                 self.install(volume, onode, first + at as u16, block);

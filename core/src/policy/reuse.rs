@@ -1,0 +1,269 @@
+//! Learned reuse: what is evicted is what, judging by others of its kind and age, would give the
+//! fewest hits for the time it would stay.
+//!
+//! Every buffer has a *kind* - how often its block came back so far, whether it was last read or
+//! written, by a long or a short request - and the time of its last use. For each kind the policy
+//! counts at which ages blocks came back, and at which they were given up. Ghosts are counted too,
+//! so what is learned does not depend on what was kept. From the counts follows an *index* for each
+//! kind and age: the best rate of hits per time that keeping such a buffer from now on can give.
+//! (Hit density: Beckmann, Chen, Cidon: "LHD: improving cache hit rate by maximizing hit density",
+//! NSDI 2018. The best rate over all times of stopping is the index of Gittins: "Bandit processes and
+//! dynamic allocation indices", J. R. Stat. Soc. B, 1979.)
+//!
+//! All buffers are on one list, hot, which a hand goes round. It passes over those with an index above
+//! a threshold, takes the first that is not, and moves the threshold so that it passes over a
+//! few for each that it takes. A use relinks nothing: it writes the buffer's mark and one counter.
+//!
+//! Integers only, no randomness; times are counted in parts of the cache's size, so nothing depends
+//! on a clock or on how large the cache is.
+
+use alloc::boxed::Box;
+
+use super::{End, Level, List, percent};
+
+/// Ghosts, in percent of the pages.
+const GHOST_PERCENT: u32 = 200;
+/// Kinds: times that a block came back (0 to 7 and more), written, long.
+const KINDS: usize = 32;
+const LIVES_MAX: u8 = 7;
+/// Blocks of the longest request that counts as short.
+const SHORT_BLOCKS: usize = 4;
+/// Age classes: octaves of units, the first one holds 0 and 1.
+const AGES: usize = 16;
+/// Units of time in as many uses as the cache has pages.
+const UNITS: u32 = 64;
+/// Uses that are no more units apart are one use: requests that are not aligned touch a block twice.
+const SAME_USE: u16 = 6;
+/// Buffers that the hand passes over for each that it takes: what is aimed at, and the limit.
+const PASSES: i64 = 8;
+const PASSES_MAX: i64 = 16;
+/// The counts of a kind lose this part (as a power of two) whenever its index is made anew.
+const DECAY_SHIFT: u32 = 8;
+/// One event, in the counts.
+const EVENT: u64 = 1 << 12;
+/// What all kinds together count beside a kind's own, in events at age 0.
+const PRIOR: u64 = 64;
+/// The threshold and the index at age 0 while nothing is known.
+const INDEX_START: u32 = 1 << 12;
+/// The least threshold.
+const THRESHOLD_MIN: i64 = 1 << 9;
+
+/// What is remembered of a buffer, and of its ghost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Mark {
+    /// Its last use, in units.
+    used: u16,
+    kind: u8,
+}
+
+impl Mark {
+    pub(crate) const NEW: Self = Self { used: 0, kind: 0 };
+}
+
+type Counts = [[u64; AGES]; KINDS];
+
+/// What the policy knows of the whole cache.
+#[derive(Debug)]
+pub(crate) struct Reuse {
+    capacity: u32,
+    /// Time in units, and uses in the present one.
+    now: u16,
+    uses: u32,
+    /// Misses since an index was made.
+    misses: u32,
+    /// The kind whose turn it is.
+    turn: usize,
+    threshold: i64,
+    /// Of the request under way: the kind bits that are not the number of lives.
+    request: u8,
+    /// By kind and age: how many came back at it.
+    back: Box<Counts>,
+    /// By kind and age: how many were given up at it.
+    given_up: Box<Counts>,
+    /// Of all kinds together: how many came back in each age, and how many reached it.
+    all: [(u64, u64); AGES],
+    index: Box<[[u32; AGES]; KINDS]>,
+}
+
+impl Reuse {
+    pub(crate) fn new(capacity: u32) -> Self {
+        // Nothing is known yet: what was used longest ago goes first.
+        let index = core::array::from_fn(|age| INDEX_START / (age as u32 + 1));
+        Self {
+            capacity,
+            now: 0,
+            uses: 0,
+            misses: 0,
+            turn: 0,
+            threshold: INDEX_START.into(),
+            request: 0,
+            back: Box::new([[0; AGES]; KINDS]),
+            given_up: Box::new([[0; AGES]; KINDS]),
+            all: [(0, 0); AGES],
+            index: Box::new([index; KINDS]),
+        }
+    }
+
+    pub(crate) fn set_capacity(&mut self, capacity: u32) {
+        self.capacity = capacity;
+    }
+
+    /// The uses from now on are of a request of so many blocks.
+    pub(crate) fn begin(&mut self, blocks: usize, write: bool) {
+        self.request = u8::from(write) << 1 | u8::from(blocks > SHORT_BLOCKS);
+    }
+
+    /// A block is used that is in RAM.
+    pub(crate) fn used(&mut self, mark: &mut Mark) {
+        self.came_back(mark);
+        self.tick();
+    }
+
+    /// A block comes in; of a ghost what was remembered of it is known.
+    pub(crate) fn comes_in(&mut self, mark: &mut Mark, ghost: bool) {
+        if ghost {
+            self.came_back(mark);
+        } else {
+            *mark = Mark { used: self.now, kind: self.request };
+        }
+        self.tick();
+        self.misses += 1;
+        if self.misses >= (self.capacity / 8 + 16) / KINDS as u32 {
+            self.misses = 0;
+            self.learn();
+        }
+    }
+
+    fn came_back(&mut self, mark: &mut Mark) {
+        let age = self.now.wrapping_sub(mark.used);
+        self.back[usize::from(mark.kind)][octave(age)] += EVENT;
+        mark.used = self.now;
+        if age > SAME_USE {
+            let lives = ((mark.kind >> 2) + 1).min(LIVES_MAX);
+            mark.kind = lives << 2 | self.request;
+        }
+    }
+
+    fn tick(&mut self) {
+        self.uses += 1;
+        if self.uses >= self.capacity / UNITS {
+            self.uses = 0;
+            self.now = self.now.wrapping_add(1);
+        }
+    }
+
+    /// The index of the buffer that the hand has come to.
+    pub(crate) fn index(&self, mark: &mut Mark) -> u32 {
+        let mut age = self.now.wrapping_sub(mark.used);
+        if age > u16::MAX / 2 {
+            // So that it never wraps round and looks young.
+            age = u16::MAX / 2;
+            mark.used = self.now.wrapping_sub(age);
+        }
+        self.index[usize::from(mark.kind)][octave(age)]
+    }
+
+    /// Whether the hand passes over a buffer with that index, of which so many were passed over
+    /// before.
+    pub(crate) fn passes(&self, index: u32, passed: i64) -> bool {
+        i64::from(index) > self.threshold && passed < PASSES_MAX
+    }
+
+    /// A buffer was taken after so many were passed over.
+    pub(crate) fn took(&mut self, passed: i64) {
+        let error = (passed - PASSES).min(2 * PASSES);
+        self.threshold = (self.threshold + self.threshold * error / 512).max(THRESHOLD_MIN);
+    }
+
+    /// A ghost became too old.
+    pub(crate) fn expired(&mut self, mark: Mark) {
+        let age = octave(self.now.wrapping_sub(mark.used));
+        self.given_up[usize::from(mark.kind)][age] += EVENT;
+    }
+
+    /// Makes one kind's index anew; all kinds have had their turn in about an eighth of the cache's
+    /// size in misses.
+    fn learn(&mut self) {
+        if self.turn == 0 {
+            self.sum_kinds();
+        }
+        let kind = self.turn;
+        self.turn = (kind + 1) % KINDS;
+        let chance = self.chances(kind);
+        for from in 0..AGES {
+            let (mut alive, mut hits, mut time, mut best) = (1u64 << 24, 0, 0, 0);
+            for (age, chance) in chance.iter().enumerate().skip(from) {
+                let hit = (alive * chance) >> 24;
+                hits += hit;
+                time += (alive - hit / 2) * width(age);
+                alive -= hit;
+                best = best.max((hits << 28) / time.max(1));
+            }
+            self.index[kind][from] = best as u32;
+        }
+        for counts in [&mut self.back[kind], &mut self.given_up[kind]] {
+            for count in counts {
+                *count -= *count >> DECAY_SHIFT;
+            }
+        }
+    }
+
+    /// The chances that a block of a kind comes back within each age, once it has reached it; 24
+    /// bits behind the point. Where little is known of the kind, all kinds and its own chance at the
+    /// age before help out.
+    fn chances(&self, kind: usize) -> [u64; AGES] {
+        let own = self.reached(kind);
+        let mut chance = [0u64; AGES];
+        let mut common = 0;
+        for age in 0..AGES {
+            let (back, reached) = self.all[age];
+            common = (back << 12).checked_div(reached).unwrap_or(common);
+            let weight = (EVENT * PRIOR / width(age)).max(1);
+            let before = if age > 0 { chance[age - 1] >> 12 } else { common };
+            let (back, reached) = own[age];
+            let back = (back << 12) + (common + before) / 2 * weight;
+            chance[age] = ((back << 12) / (reached + weight)).min(1 << 24);
+        }
+        chance
+    }
+
+    fn sum_kinds(&mut self) {
+        self.all = [(0, 0); AGES];
+        for kind in 0..KINDS {
+            let reached = self.reached(kind);
+            for (sum, (back, reached)) in self.all.iter_mut().zip(reached) {
+                *sum = (sum.0 + back, sum.1 + reached);
+            }
+        }
+    }
+
+    /// By age: how many of a kind came back in it, and how many reached it. Of those given up in it,
+    /// half count as having reached it.
+    fn reached(&self, kind: usize) -> [(u64, u64); AGES] {
+        let mut reached = [(0, 0); AGES];
+        let mut later = 0;
+        for age in (0..AGES).rev() {
+            let (back, given_up) = (self.back[kind][age], self.given_up[kind][age]);
+            reached[age] = (back, later + back + given_up / 2);
+            later += back + given_up;
+        }
+        reached
+    }
+}
+
+fn octave(age: u16) -> usize {
+    age.max(1).ilog2() as usize
+}
+
+/// Units in an octave.
+fn width(octave: usize) -> u64 {
+    (1u64 << octave).max(2)
+}
+
+pub(super) fn place(level: Level) -> (List, End) {
+    super::lru::place(level)
+}
+
+pub(super) const fn ghosts_max(pages: u32) -> u32 {
+    percent(pages, GHOST_PERCENT)
+}
