@@ -8,6 +8,8 @@ use crate::csv::Csv;
 
 /// One past the last byte of a volume that the cache can address: 2^32 objects of 4 MiB.
 const VOLUME_BYTES_MAX: u64 = 1 << 54;
+/// Of one request: no recording has longer ones but by mistake.
+const REQUEST_BYTES_MAX: u64 = u32::MAX as u64;
 
 /// One request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,7 +18,7 @@ pub struct Record {
     pub volume: u32,
     /// The first byte.
     pub offset: u64,
-    /// Bytes, at least one. `offset + length` is at most 2^54 (16 PiB).
+    /// Bytes, at least one and less than 4 GiB. `offset + length` is at most 2^54 (16 PiB).
     pub length: u64,
     /// It was a write. What is not known to be one counts as a read.
     pub write: bool,
@@ -27,6 +29,9 @@ impl Record {
     pub(crate) fn checked(self) -> Result<Self, String> {
         if self.length == 0 {
             return Err("a request of length 0".into());
+        }
+        if self.length > REQUEST_BYTES_MAX {
+            return Err(format!("a request of {} bytes; 4 GiB are too many", self.length));
         }
         match self.offset.checked_add(self.length) {
             Some(end) if end <= VOLUME_BYTES_MAX => Ok(self),
@@ -175,10 +180,10 @@ mod tests {
 
     #[test]
     fn requests_that_no_disk_can_be_asked_are_refused() {
-        for (offset, length) in [(0, 1), ((1 << 54) - 1, 1), (0, 1 << 54)] {
+        for (offset, length) in [(0, 1), ((1 << 54) - 1, 1), (0, (1 << 32) - 1)] {
             record(offset, length).checked().expect("inside");
         }
-        for (offset, length) in [(0, 0), (1 << 54, 1), (u64::MAX, 1), (u64::MAX, u64::MAX)] {
+        for (offset, length) in [(0, 0), (1 << 54, 1), (u64::MAX, 1), (0, 1 << 32)] {
             record(offset, length).checked().expect_err("outside");
         }
     }
@@ -240,5 +245,19 @@ mod tests {
         assert!(matches!(read_all(&damaged), (1..1000, Some(ReadError::Broken { .. }))));
         let more = [&*whole, b"more"].concat();
         assert!(matches!(read_all(&more), (1000, Some(ReadError::Broken { byte: 24_000, .. }))));
+    }
+
+    #[test]
+    fn damage_is_an_error_and_nothing_worse() {
+        let csv = b"offset,length,op,volume\n4096,512,r,a\n0,1,write,\"b\"\n".repeat(3);
+        for (name, whole) in [("a.btr.zst", compressed()), ("a.csv", csv)] {
+            for at in 0..whole.len().min(2000) {
+                let mut damaged = whole.clone();
+                damaged[at] ^= 1 << (at % 8);
+                let Ok(records) = Records::new(name, &*damaged) else { continue };
+                let read = records.take_while(Result::is_ok).count();
+                assert!(read <= 1000, "{name}, byte {at}: {read} records");
+            }
+        }
     }
 }

@@ -26,7 +26,8 @@ fn trace(trace: &TraceReport) -> String {
         rows.extend(size.policies.iter().map(|outcome| row(size, outcome)));
     }
     format!(
-        "{}\nrequests {}, volumes {}, touches of blocks {} ({} reads), different blocks {} ({})\n{}",
+        "{}\nrequests {}, volumes {}, touches of blocks {} ({} reads), different blocks {} \
+         ({})\n{}",
         trace.trace,
         trace.requests,
         trace.volumes,
