@@ -1,9 +1,10 @@
 //! What happened in the last 10 seconds and the last 5 minutes, without a timer.
 //!
 //! Time is cut into intervals of a fixed length. Whoever owns counts *stamps* them before the
-//! first change in an interval. As they did not change since the interval began, the stamp says exactly what they were then, and what they were at the start of every interval that
-//! passed without one. So an idle owner need not wake up, and a window is exact but for its begin:
-//! it begins where an interval does, 10 to 12 seconds ago, or 300 to 320.
+//! first change in an interval. As they did not change since it began, the stamp says exactly what
+//! they were then, and what they were at the start of every interval that passed without one. So
+//! an idle owner need not wake up, and a window is exact but for its begin: it begins where an
+//! interval does, 10 to 12 seconds ago, or 300 to 320.
 
 use heeler_core::counters::{Counts, Traffic};
 use heeler_core::onode::OnodeCounters;
