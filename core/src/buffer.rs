@@ -520,7 +520,8 @@ impl<'a> Buffers<'a> {
         self.used(id, true);
     }
 
-    fn used(&mut self, id: BufferId, write: bool) {
+    #[inline]
+    pub(crate) fn used(&mut self, id: BufferId, write: bool) {
         debug_assert!(self.is_resident(id));
         self.counters.hits += 1;
         let slot = &mut self.slots[id.0 as usize];
@@ -538,6 +539,7 @@ impl<'a> Buffers<'a> {
         }
     }
 
+    #[inline(never)]
     fn move_to_front(&mut self, id: u32, on: List, to: List) {
         let queue = match on {
             List::WarmIn => &mut self.warm_in,

@@ -70,22 +70,23 @@ impl<'a> Cache<'a> {
     /// # Panics
     ///
     /// If there are no onodes or leaves for what is in RAM: the storage was made too small.
+    #[inline]
     pub fn access(&mut self, access: Access) -> u32 {
         let Access { volume, object, first, count, write } = access;
-        let onode = self.pin_onode(volume, object);
+        let onode = match self.onodes.lookup(volume, object) {
+            Some(onode) => onode,
+            None => self.create_onode(volume, object),
+        };
         let mut hits = 0;
         for block in first..first + count {
             match self.resident(onode, block) {
-                Some(buffer) if write => self.buffers.rewrite(buffer),
-                Some(buffer) => self.buffers.touch(buffer),
-                None => {
-                    self.fill(onode, block, write);
-                    continue;
+                Some(buffer) => {
+                    self.buffers.used(buffer, write);
+                    hits += 1;
                 }
+                None => self.fill(onode, block, write),
             }
-            hits += 1;
         }
-        self.onodes.unpin(onode);
         hits
     }
 
@@ -113,12 +114,14 @@ impl<'a> Cache<'a> {
     }
 
     /// The buffer of a block that is in RAM.
+    #[inline]
     fn resident(&self, onode: u32, block: u16) -> Option<BufferId> {
         let (leaf, index) = self.onodes.block(onode, block)?;
         let buffer = self.onodes.leaf(leaf).ram[index];
         (buffer.is_some() && self.buffers.is_resident(buffer)).then_some(buffer)
     }
 
+    #[inline(never)]
     fn fill(&mut self, onode: u32, block: u16, write: bool) {
         self.buffers.miss();
         let hint = self.drop_ghost(onode, block);
@@ -129,7 +132,11 @@ impl<'a> Cache<'a> {
         let (leaf, index) = loop {
             match self.onodes.leaf_for(onode, block) {
                 Some(place) => break place,
-                None => self.evict_onode(),
+                None => {
+                    self.onodes.pin(onode);
+                    self.evict_onode();
+                    self.onodes.unpin(onode);
+                }
             }
         };
         let addr = addr(leaf, index);
@@ -147,14 +154,14 @@ impl<'a> Cache<'a> {
         drop_buffer(&mut self.onodes, &mut self.buffers, leaf, index)
     }
 
-    fn pin_onode(&mut self, volume: VolumeId, object: u32) -> u32 {
-        if let Some(onode) = self.onodes.lookup(volume, object) {
-            self.onodes.pin(onode);
-            return onode;
-        }
+    #[cold]
+    fn create_onode(&mut self, volume: VolumeId, object: u32) -> u32 {
         loop {
             match self.onodes.create(volume, object) {
-                Some(onode) => return onode,
+                Some(onode) => {
+                    self.onodes.unpin(onode);
+                    return onode;
+                }
                 None => self.evict_onode(),
             }
         }
