@@ -53,10 +53,12 @@ pub struct Leaf {
     /// Blocks read since reclaim last passed.
     pub referenced: u16,
     /// The leaf that keeps the closed epoch's version of blocks written again, or [`NIL`]. Of a
-    /// free leaf: the next free one (and `nvme[0]` the one before).
+    /// free leaf: the next free one.
     pub shadow: u32,
-    /// The onode.
+    /// The onode; [`NIL`]: the leaf is free.
     pub onode: u32,
+    /// Of a free leaf: the free one before.
+    before: u32,
     /// Which of the onode's leaves this is.
     pub position: u8,
     /// This is another leaf's shadow.
@@ -76,20 +78,44 @@ impl Leaf {
         referenced: 0,
         shadow: NIL,
         onode: NIL,
+        before: NIL,
         position: 0,
         is_shadow: false,
     };
 
-    /// Whether the leaf says nothing of any block.
+    /// Whether the leaf says nothing of any block. What most often says something comes first.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        self.zero == 0
+        all_ones(self.ram.iter().map(|buffer| buffer.0))
+            && self.zero == 0
             && self.dirty == [0; 2]
             && self.bad == 0
             && self.shadow == NIL
-            && self.nvme.iter().all(|page| *page == NIL)
-            && self.ram.iter().all(|buffer| !buffer.is_some())
+            && all_ones(self.nvme.iter().copied())
     }
+}
+
+impl Leaf {
+    /// The use of a free leaf begins: it says nothing of its blocks, only what is said of them all
+    /// may be left over.
+    fn begin(&mut self, onode: u32, position: u8) {
+        debug_assert!(self.has_no_places());
+        let Self { zero, dirty, bad, moving, sent, referenced, .. } = Self::EMPTY;
+        (self.zero, self.dirty, self.bad) = (zero, dirty, bad);
+        (self.moving, self.sent, self.referenced) = (moving, sent, referenced);
+        (self.onode, self.position, self.is_shadow) = (onode, position, false);
+        (self.shadow, self.before) = (NIL, NIL);
+    }
+
+    fn has_no_places(&self) -> bool {
+        all_ones(self.ram.iter().map(|buffer| buffer.0)) && all_ones(self.nvme.iter().copied())
+    }
+}
+
+/// Whether all are `u32::MAX`; without a branch for each.
+fn all_ones(values: impl Iterator<Item = u32>) -> bool {
+    values.fold(u32::MAX, |all, value| all & value) == u32::MAX
 }
 
 /// One object.
@@ -573,7 +599,7 @@ impl<'a> Onodes<'a> {
             }
         };
         self.leaves_used += 1;
-        *self.leaf_mut(leaf) = Leaf { onode, position, ..Leaf::EMPTY };
+        self.leaf_mut(leaf).begin(onode, position);
         let owner = &mut self.onodes[onode as usize];
         owner.leaf_count += 1;
         self.lru_leaves += u32::from(self.lru.contains(onode));
@@ -582,13 +608,13 @@ impl<'a> Onodes<'a> {
     }
 
     fn unlink_free_leaf(&mut self, leaf: u32) {
-        let (next, before) = (self.leaf(leaf).shadow, self.leaf(leaf).nvme[0]);
+        let (next, before) = (self.leaf(leaf).shadow, self.leaf(leaf).before);
         match before {
             NIL => self.free_leaf = next,
             _ => self.leaf_mut(before).shadow = next,
         }
         if next != NIL {
-            self.leaf_mut(next).nvme[0] = before;
+            self.leaf_mut(next).before = before;
         }
     }
 
@@ -618,6 +644,7 @@ impl<'a> Onodes<'a> {
             self.get_mut(leaf.onode).leaves[position] = to;
         }
         *self.leaf_mut(to) = leaf;
+        *self.leaf_mut(from) = Leaf::EMPTY;
         self.link_free_leaf(from);
     }
 
@@ -630,10 +657,11 @@ impl<'a> Onodes<'a> {
 
     /// Frees a leaf that says nothing any more; tells whether it did.
     pub fn free_if_empty(&mut self, leaf: u32) -> bool {
-        let (onode, position) = (self.leaf(leaf).onode, self.leaf(leaf).position);
-        if !self.leaf(leaf).is_empty() || self.leaf(leaf).is_shadow {
+        let slot = self.leaf(leaf);
+        if !slot.is_empty() || slot.is_shadow {
             return false;
         }
+        let (onode, position) = (slot.onode, slot.position);
         self.get_mut(onode).leaves[usize::from(position)] = NIL;
         self.free_leaf(leaf);
         true
@@ -641,7 +669,7 @@ impl<'a> Onodes<'a> {
 
     fn free_leaf(&mut self, leaf: u32) {
         let slot = &self.leaves[leaf as usize];
-        debug_assert!(slot.nvme.iter().all(|page| *page == NIL), "a freed leaf holds log pages");
+        debug_assert!(slot.has_no_places(), "a freed leaf holds buffers or log pages");
         let owner = &mut self.onodes[slot.onode as usize];
         owner.leaf_count -= 1;
         self.lru_leaves -= u32::from(self.lru.contains(slot.onode));
@@ -653,12 +681,12 @@ impl<'a> Onodes<'a> {
     fn link_free_leaf(&mut self, leaf: u32) {
         let next = self.free_leaf;
         if next != NIL {
-            self.leaf_mut(next).nvme[0] = leaf;
+            self.leaf_mut(next).before = leaf;
         }
         let slot = self.leaf_mut(leaf);
         slot.onode = NIL;
         slot.shadow = next;
-        slot.nvme[0] = NIL;
+        slot.before = NIL;
         self.free_leaf = leaf;
     }
 
