@@ -118,7 +118,7 @@ impl<'a> Cache<'a> {
     fn resident(&self, onode: u32, block: u16) -> Option<BufferId> {
         let (leaf, index) = self.onodes.block(onode, block)?;
         let buffer = self.onodes.leaf(leaf).ram[index];
-        (buffer.is_some() && self.buffers.is_resident(buffer)).then_some(buffer)
+        buffer.is_buffer().then_some(buffer)
     }
 
     #[inline(never)]

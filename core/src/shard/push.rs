@@ -320,7 +320,7 @@ impl Shard<'_> {
     ) -> BufferId {
         let slot = self.onodes.leaf(leaf);
         let (buffer, page, crc) = (slot.ram[index], slot.nvme[index], slot.crc[index]);
-        if buffer.is_some() && self.buffers.is_resident(buffer) {
+        if buffer.is_buffer() {
             self.buffers.pin(buffer);
             return buffer;
         }

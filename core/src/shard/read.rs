@@ -56,7 +56,7 @@ impl Shard<'_> {
         let leaf = self.onodes.leaf(leaf);
         let bit = 1u16 << index;
         let buffer = leaf.ram[index];
-        if buffer.is_some() && self.buffers.is_resident(buffer) {
+        if buffer.is_buffer() {
             Source::Ram(buffer)
         } else if leaf.zero & bit != 0 {
             Source::Zero
