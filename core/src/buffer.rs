@@ -729,8 +729,7 @@ impl<'a> Buffers<'a> {
             let on_list = lists.contains(&true);
             usage.pinned_listed += u32::from(on_list && pinned);
             assert!(on_list || listed == Tag::New || pinned, "slot {i} is on no list");
-            let expected =
-                [Tag::WarmIn, Tag::Hot].map(|tag| on_list && tag == listed);
+            let expected = [Tag::WarmIn, Tag::Hot].map(|tag| on_list && tag == listed);
             assert_eq!(lists, expected, "slot {i} is {slot:?}");
         }
         usage

@@ -48,6 +48,8 @@ pub struct Access {
 pub struct Cache<'a> {
     onodes: Onodes<'a>,
     buffers: Buffers<'a>,
+    /// Stands for the time by which onodes are ordered: one for each new onode.
+    second: u16,
 }
 
 impl<'a> Cache<'a> {
@@ -62,7 +64,7 @@ impl<'a> Cache<'a> {
         let CacheStorage { buffers, onodes, leaves } = storage;
         let onodes = Onodes::new(onodes, *leaves);
         let numbers: alloc::vec::Vec<_> = (0..pages).map(PageId).collect();
-        Self { onodes, buffers: Buffers::new(buffers, &numbers, policy) }
+        Self { onodes, buffers: Buffers::new(buffers, &numbers, policy), second: 0 }
     }
 
     /// One request. Returns how many of its blocks were in RAM; the others are brought in.
@@ -117,7 +119,7 @@ impl<'a> Cache<'a> {
     #[inline]
     fn resident(&self, onode: u32, block: u16) -> Option<BufferId> {
         let (leaf, index) = self.onodes.block(onode, block)?;
-        let buffer = self.onodes.leaf(leaf).ram[index];
+        let buffer = self.onodes.ram(leaf, index);
         buffer.is_buffer().then_some(buffer)
     }
 
@@ -145,7 +147,7 @@ impl<'a> Cache<'a> {
             false => self.buffers.insert_filling(addr, taken.page, hint),
         };
         let buffer = buffer.expect("slots are always enough");
-        self.onodes.leaf_mut(leaf).ram[index] = buffer;
+        self.onodes.set_ram(leaf, index, buffer);
         self.buffers.finish(buffer, Level::High);
     }
 
@@ -156,6 +158,8 @@ impl<'a> Cache<'a> {
 
     #[cold]
     fn create_onode(&mut self, volume: VolumeId, object: u32) -> u32 {
+        self.second = self.second.wrapping_add(1);
+        self.onodes.set_second(self.second);
         loop {
             match self.onodes.create(volume, object) {
                 Some(onode) => {
@@ -199,11 +203,11 @@ pub(crate) fn drop_buffer(
     leaf: u32,
     index: usize,
 ) -> Hint {
-    let buffer = onodes.leaf(leaf).ram[index];
+    let buffer = onodes.ram(leaf, index);
     if !buffer.is_some() {
         return Hint::NEW;
     }
-    onodes.leaf_mut(leaf).ram[index] = BufferId::NONE;
+    onodes.set_ram(leaf, index, BufferId::NONE);
     let (hint, page) = buffers.discard(buffer);
     if let Some(page) = page {
         buffers.give_page(page);
@@ -214,13 +218,13 @@ pub(crate) fn drop_buffer(
 /// Ends the references to what an eviction took away.
 pub(crate) fn forget_evicted(onodes: &mut Onodes<'_>, evicted: Evicted) {
     let (leaf, index) = place(evicted.block);
-    onodes.leaf_mut(leaf).ram[index] = evicted.ghost.unwrap_or(BufferId::NONE);
+    onodes.set_ram(leaf, index, evicted.ghost.unwrap_or(BufferId::NONE));
     if evicted.ghost.is_none() {
         onodes.free_if_empty(leaf);
     }
     if let Some(dropped) = evicted.dropped {
         let (leaf, index) = place(dropped);
-        onodes.leaf_mut(leaf).ram[index] = BufferId::NONE;
+        onodes.set_ram(leaf, index, BufferId::NONE);
         onodes.free_if_empty(leaf);
     }
 }

@@ -31,11 +31,23 @@ pub const ONODE_UNITS: u32 = 2;
 const _: () = assert!(size_of::<Leaf>() <= META_UNIT_BYTES);
 const _: () = assert!(size_of::<Onode>() <= ONODE_UNITS as usize * META_UNIT_BYTES);
 
-/// Sixteen blocks of an object.
+/// What of a leaf's sixteen blocks is in RAM: the buffer or ghost of each. Apart from the rest of
+/// the leaf, and one cache line: a hit in RAM needs nothing else.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct Row(pub [BufferId; LEAF_BLOCKS]);
+
+impl Row {
+    const EMPTY: Self = Self([BufferId::NONE; LEAF_BLOCKS]);
+
+    fn is_empty(&self) -> bool {
+        all_ones(self.0.iter().map(|buffer| buffer.0))
+    }
+}
+
+/// Sixteen blocks of an object, but for what of them is in RAM.
 #[derive(Clone, Debug)]
 pub struct Leaf {
-    /// The buffer or ghost of each block.
-    pub ram: [BufferId; LEAF_BLOCKS],
     /// The page of the region that holds each block, or [`NIL`].
     pub nvme: [u32; LEAF_BLOCKS],
     /// CRC32C of each block whose data is in RAM or on NVMe.
@@ -67,7 +79,6 @@ pub struct Leaf {
 
 impl Leaf {
     const EMPTY: Self = Self {
-        ram: [BufferId::NONE; LEAF_BLOCKS],
         nvme: [NIL; LEAF_BLOCKS],
         crc: [0; LEAF_BLOCKS],
         zero: 0,
@@ -83,12 +94,9 @@ impl Leaf {
         is_shadow: false,
     };
 
-    /// Whether the leaf says nothing of any block. What most often says something comes first.
-    #[must_use]
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        all_ones(self.ram.iter().map(|buffer| buffer.0))
-            && self.zero == 0
+    /// Whether the leaf says nothing of any block.
+    fn is_empty(&self) -> bool {
+        self.zero == 0
             && self.dirty == [0; 2]
             && self.bad == 0
             && self.shadow == NIL
@@ -100,7 +108,7 @@ impl Leaf {
     /// The use of a free leaf begins: it says nothing of its blocks, only what is said of them all
     /// may be left over.
     fn begin(&mut self, onode: u32, position: u8) {
-        debug_assert!(self.has_no_places());
+        debug_assert!(self.has_no_places(), "a free leaf holds log pages");
         let Self { zero, dirty, bad, moving, sent, referenced, .. } = Self::EMPTY;
         (self.zero, self.dirty, self.bad) = (zero, dirty, bad);
         (self.moving, self.sent, self.referenced) = (moving, sent, referenced);
@@ -109,7 +117,7 @@ impl Leaf {
     }
 
     fn has_no_places(&self) -> bool {
-        all_ones(self.ram.iter().map(|buffer| buffer.0)) && all_ones(self.nvme.iter().copied())
+        all_ones(self.nvme.iter().copied())
     }
 }
 
@@ -194,6 +202,17 @@ impl OnodeStorage {
     }
 }
 
+/// Memory that the tables have and do not use.
+#[derive(Debug)]
+pub struct Spare<'a> {
+    /// Of the onodes.
+    pub onodes: &'a mut [MaybeUninit<Onode>],
+    /// Of the leaves.
+    pub leaves: &'a mut [MaybeUninit<Leaf>],
+    /// Of what the leaves have in RAM.
+    pub rows: &'a mut [MaybeUninit<Row>],
+}
+
 /// Counts, for the status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OnodeCounters {
@@ -216,6 +235,8 @@ pub struct OnodeCounters {
 pub struct Onodes<'a> {
     onodes: Vec<Onode>,
     leaves: Vec<Leaf>,
+    /// Of the leaves with the same numbers.
+    rows: Vec<Row>,
     buckets: Box<[u32]>,
     free_onode: u32,
     free_leaf: u32,
@@ -238,6 +259,7 @@ impl<'a> Onodes<'a> {
         Self {
             onodes: Vec::with_capacity(count),
             leaves: Vec::with_capacity(leaves),
+            rows: Vec::with_capacity(leaves),
             buckets: core::iter::repeat_n(NIL, count.next_power_of_two()).collect(),
             free_onode: NIL,
             free_leaf: NIL,
@@ -291,10 +313,14 @@ impl<'a> Onodes<'a> {
         self.units_used().saturating_sub(self.limit)
     }
 
-    /// The memory behind the ends of both tables. It may be given back to the system: what it holds
+    /// The memory behind the ends of the tables. It may be given back to the system: what it holds
     /// means nothing.
-    pub fn spare(&mut self) -> (&mut [MaybeUninit<Onode>], &mut [MaybeUninit<Leaf>]) {
-        (self.onodes.spare_capacity_mut(), self.leaves.spare_capacity_mut())
+    pub fn spare(&mut self) -> Spare<'_> {
+        Spare {
+            onodes: self.onodes.spare_capacity_mut(),
+            leaves: self.leaves.spare_capacity_mut(),
+            rows: self.rows.spare_capacity_mut(),
+        }
     }
 
     /// The onode at a slot in use.
@@ -317,6 +343,19 @@ impl<'a> Onodes<'a> {
     /// The leaf at a slot in use.
     pub fn leaf_mut(&mut self, leaf: u32) -> &mut Leaf {
         &mut self.leaves[leaf as usize]
+    }
+
+    /// The buffer or ghost of a block of a leaf in use.
+    #[must_use]
+    #[inline]
+    pub fn ram(&self, leaf: u32, index: usize) -> BufferId {
+        self.rows[leaf as usize].0[index]
+    }
+
+    /// Changes the buffer or ghost of a block.
+    #[inline]
+    pub fn set_ram(&mut self, leaf: u32, index: usize, buffer: BufferId) {
+        self.rows[leaf as usize].0[index] = buffer;
     }
 
     /// Counts since the start.
@@ -591,6 +630,7 @@ impl<'a> Onodes<'a> {
             NIL if self.leaves.len() == self.leaves.capacity() => return None,
             NIL => {
                 self.leaves.push(Leaf::EMPTY);
+                self.rows.push(Row::EMPTY);
                 self.leaves.len() as u32 - 1
             }
             free => {
@@ -625,6 +665,7 @@ impl<'a> Onodes<'a> {
         while self.leaves.last()?.onode == NIL {
             self.unlink_free_leaf(self.leaves.len() as u32 - 1);
             self.leaves.pop();
+            self.rows.pop();
         }
         let last = self.leaves.len() as u32 - 1;
         (self.free_leaf != NIL).then_some((last, self.free_leaf))
@@ -645,6 +686,7 @@ impl<'a> Onodes<'a> {
         }
         *self.leaf_mut(to) = leaf;
         *self.leaf_mut(from) = Leaf::EMPTY;
+        self.rows[to as usize] = core::mem::replace(&mut self.rows[from as usize], Row::EMPTY);
         self.link_free_leaf(from);
     }
 
@@ -657,6 +699,9 @@ impl<'a> Onodes<'a> {
 
     /// Frees a leaf that says nothing any more; tells whether it did.
     pub fn free_if_empty(&mut self, leaf: u32) -> bool {
+        if !self.rows[leaf as usize].is_empty() {
+            return false;
+        }
         let slot = self.leaf(leaf);
         if !slot.is_empty() || slot.is_shadow {
             return false;
@@ -669,7 +714,8 @@ impl<'a> Onodes<'a> {
 
     fn free_leaf(&mut self, leaf: u32) {
         let slot = &self.leaves[leaf as usize];
-        debug_assert!(slot.has_no_places(), "a freed leaf holds buffers or log pages");
+        debug_assert!(slot.has_no_places(), "a freed leaf holds log pages");
+        debug_assert!(self.rows[leaf as usize].is_empty(), "a freed leaf holds buffers");
         let owner = &mut self.onodes[slot.onode as usize];
         owner.leaf_count -= 1;
         self.lru_leaves -= u32::from(self.lru.contains(slot.onode));
