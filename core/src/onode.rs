@@ -237,7 +237,9 @@ pub struct Onodes<'a> {
     leaves: Vec<Leaf>,
     /// Of the leaves with the same numbers.
     rows: Vec<Row>,
+    /// Two or more for each onode, so that most have one of their own.
     buckets: Box<[u32]>,
+    bucket_shift: u32,
     free_onode: u32,
     free_leaf: u32,
     onodes_used: u32,
@@ -256,11 +258,13 @@ impl<'a> Onodes<'a> {
     pub fn new(storage: &'a mut OnodeStorage, leaves: usize) -> Self {
         let count = storage.links.len();
         let [lru] = queues(&mut storage.links);
+        let buckets = (2 * count).next_power_of_two().max(2);
         Self {
             onodes: Vec::with_capacity(count),
             leaves: Vec::with_capacity(leaves),
             rows: Vec::with_capacity(leaves),
-            buckets: core::iter::repeat_n(NIL, count.next_power_of_two()).collect(),
+            buckets: core::iter::repeat_n(NIL, buckets).collect(),
+            bucket_shift: u64::BITS - buckets.ilog2(),
             free_onode: NIL,
             free_leaf: NIL,
             onodes_used: 0,
@@ -389,10 +393,10 @@ impl<'a> Onodes<'a> {
     }
 
     fn bucket(&self, volume: VolumeId, object: u32) -> usize {
-        // Fibonacci hashing: the high bits of the product are well mixed.
+        // Fibonacci hashing: the highest bits of the product spread neighbouring objects evenly.
         let key = u64::from(volume.0) << 32 | u64::from(object);
-        let hash = (key ^ (key >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        hash as usize & (self.buckets.len() - 1)
+        let hash = (key ^ (key >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (hash >> self.bucket_shift) as usize
     }
 
     fn find(&self, volume: VolumeId, object: u32) -> Option<u32> {

@@ -66,7 +66,7 @@ impl Kind {
         let leaves = KEYS / LEAF_BLOCKS;
         let objects = KEYS / OBJECT_BLOCKS as usize + 1;
         match self {
-            Self::Resident => Room { entries: resident, objects: 4, leaves: 256 },
+            Self::Resident => Room { entries: resident, objects: 4096, leaves: 256 },
             Self::Spread => Room { entries: resident, objects: 4096, leaves: 4096 },
             Self::Zipf10 => Room { entries: ENTRIES, objects, leaves },
             Self::Zipf1 => Room { entries: KEYS / 100, objects, leaves },
