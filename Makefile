@@ -4,8 +4,10 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # As in `make serve ARGS="--cache-size 8G --memory 2G"`.
 ARGS ?=
+# As in `make bench-core BENCH="--rounds 1 --workloads resident"`.
+BENCH ?=
 
-.PHONY: help serve test check loom fuzz system bench clean
+.PHONY: help serve test check loom fuzz system bench bench-core clean
 
 help:
 	@echo 'make serve   build the appliance and serve a disk (ARGS="..." are passed on)'
@@ -15,6 +17,7 @@ help:
 	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (10)'
 	@echo 'make system  the appliance with real clients (TESTS="..." names some)'
 	@echo 'make bench   the appliance beside its peers'
+	@echo 'make bench-core  the cost of one access beside other caches (BENCH="..." are passed on)'
 
 serve:
 	@tests/install serve
@@ -45,6 +48,11 @@ bench:
 	@tests/install serve test
 	cargo build --release -p heeler
 	tests/benches/run
+
+bench-core:
+	@tests/install serve
+	cargo run --release --manifest-path tests/benches/core/Cargo.toml \
+		--target-dir $(TARGET)/bench-core -- --out tests/benches/RESULTS-core.md $(BENCH)
 
 clean:
 	cargo clean

@@ -28,6 +28,7 @@
 use alloc::boxed::Box;
 
 use crate::ages::{Ages, Stamp, WINDOWS};
+use crate::ghosts::{GhostStorage, Ghosts};
 use crate::ids::PageId;
 use crate::list::{Link, Queue, queues};
 use crate::policy::{End, Hint, Lens, Level, List, Mark, Policy, Reuse, Tag, Touched, Verdict};
@@ -36,18 +37,36 @@ use crate::policy::{End, Hint, Lens, Level, List, Mark, Policy, Reuse, Tag, Touc
 /// what is asked of it.
 pub const YOUNG_SECONDS: u16 = 24;
 
-/// A slot of the buffer table: a buffer or a ghost.
+/// A slot of the buffer table; or, with the highest bit set, a ghost's place. So whether a block is
+/// in RAM shows without a look at the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct BufferId(pub u32);
 
 impl BufferId {
     /// No buffer.
     pub const NONE: Self = Self(u32::MAX);
+    const GHOST: u32 = 1 << 31;
 
-    /// Whether this names a slot.
+    /// Whether this names a buffer or a ghost.
     #[must_use]
     pub const fn is_some(self) -> bool {
         self.0 != u32::MAX
+    }
+
+    /// Whether this names a buffer: something with a page, while the reference is good.
+    #[must_use]
+    #[inline]
+    pub const fn is_buffer(self) -> bool {
+        self.0 & Self::GHOST == 0
+    }
+
+    const fn ghost(place: u32) -> Self {
+        Self(place | Self::GHOST)
+    }
+
+    /// The place of a ghost.
+    const fn place(self) -> Option<u32> {
+        if self.is_buffer() || !self.is_some() { None } else { Some(self.0 & !Self::GHOST) }
     }
 }
 
@@ -79,9 +98,9 @@ pub struct NoPage;
 pub struct Evicted {
     /// This block's buffer lost its page.
     pub block: BlockAddr,
-    /// It is a ghost now, under the same number; `None`: gone, the owner forgets it.
+    /// It is this ghost now; `None`: gone, the owner forgets it.
     pub ghost: Option<BufferId>,
-    /// This block's ghost is gone, to keep the number of ghosts bounded.
+    /// This other block's ghost is gone, to keep the number of ghosts bounded.
     pub dropped: Option<BlockAddr>,
 }
 
@@ -173,6 +192,7 @@ pub struct BufferStorage {
     links: Box<[Link]>,
     slots: Box<[Slot]>,
     free_pages: Box<[PageId]>,
+    ghosts: GhostStorage,
 }
 
 impl BufferStorage {
@@ -194,15 +214,15 @@ impl BufferStorage {
             links: core::iter::repeat_n(Link::default(), slots).collect(),
             slots: core::iter::repeat_n(free, slots).collect(),
             free_pages: core::iter::repeat_n(PageId::NONE, slots).collect(),
+            ghosts: GhostStorage::new(Policy::ghosts_of_any(slots as u32)),
         }
     }
 
     /// Slots that are always enough for a shard with `pages` pages of its own and at most
-    /// `adopted` pages that came in from elsewhere and are not yet paid back, whatever the policy.
+    /// `adopted` pages that came in from elsewhere and are not yet paid back.
     #[must_use]
     pub const fn slots_for(pages: usize, adopted: usize) -> usize {
-        // One ghost more than its bound: an eviction makes one before it drops one.
-        pages + adopted + Policy::ghosts_of_any(pages as u32) as usize + 1
+        pages + adopted
     }
 }
 
@@ -211,8 +231,8 @@ impl BufferStorage {
 pub struct Buffers<'a> {
     slots: &'a mut [Slot],
     warm_in: Queue<'a>,
-    warm_out: Queue<'a>,
     hot: Queue<'a>,
+    warm_out: Ghosts<'a>,
     /// A stack: the first `usage.free` are free pages.
     free_pages: &'a mut [PageId],
     /// Head of the chain of free slots, or `slots.len()`.
@@ -236,9 +256,9 @@ impl<'a> Buffers<'a> {
     /// If `storage` has fewer slots than there are pages.
     #[must_use]
     pub fn new(storage: &'a mut BufferStorage, pages: &[PageId], policy: Policy) -> Self {
-        let BufferStorage { links, slots, free_pages } = storage;
+        let BufferStorage { links, slots, free_pages, ghosts } = storage;
         assert!(pages.len() <= slots.len(), "more pages than slots");
-        let [warm_in, warm_out, hot] = queues(links);
+        let [warm_in, hot] = queues(links);
         for (i, slot) in slots.iter_mut().enumerate() {
             slot.state = State::Free;
             slot.block = BlockAddr(i as u32 + 1);
@@ -248,8 +268,8 @@ impl<'a> Buffers<'a> {
         Self {
             slots,
             warm_in,
-            warm_out,
             hot,
+            warm_out: Ghosts::new(ghosts),
             free_pages,
             free_slot: 0,
             policy,
@@ -332,7 +352,7 @@ impl<'a> Buffers<'a> {
 
     /// Drops a ghost if there are more than the policy keeps; its owner forgets it.
     pub fn drop_ghost_above(&mut self) -> Option<BlockAddr> {
-        if self.warm_out.len() > self.ghosts_max { self.drop_ghost() } else { None }
+        if self.warm_out.len() > self.ghosts_max { self.expire_ghost() } else { None }
     }
 
     fn set_capacity(&mut self, pages: u32) {
@@ -379,23 +399,17 @@ impl<'a> Buffers<'a> {
         let (id, ghost) = self.pop_victim(incoming)?;
         let slot = &mut self.slots[id as usize];
         debug_assert!(slot.state == State::Clean && slot.pins == 0 && !slot.detached);
-        let (block, page) = (slot.block, slot.page);
-        slot.page = PageId::NONE;
+        let Slot { block, page, mark, .. } = *slot;
         self.counters.young_evictions += u64::from(self.ages.age(slot.used) < YOUNG_SECONDS);
         self.ages.remove(slot.used, 1);
-        let ghost = ghost && self.ghosts_max > 0;
-        if ghost {
-            slot.state = State::Ghost;
-            slot.tag = Tag::WarmOut;
-            slot.uses = 0;
-            self.warm_out.push_front(id);
-        } else {
-            self.free_slot(id);
-        }
-        let dropped = self.drop_ghost_above();
+        self.free_slot(id);
+        let (ghost, dropped) = match ghost && self.ghosts_max > 0 {
+            true => self.make_ghost(block, mark),
+            false => (None, self.drop_ghost_above()),
+        };
         self.counters.evictions += 1;
         self.give_page(page);
-        Some(Evicted { block, ghost: ghost.then_some(BufferId(id)), dropped })
+        Some(Evicted { block, ghost, dropped })
     }
 
     /// Free pages.
@@ -491,17 +505,15 @@ impl<'a> Buffers<'a> {
     ///
     /// If it is free or was discarded before.
     pub fn discard(&mut self, id: BufferId) -> (Hint, Option<PageId>) {
+        if let Some(place) = id.place() {
+            let mark = self.warm_out.remove(place);
+            return (Hint { tag: Tag::WarmOut, uses: 0, mark }, None);
+        }
         let slot = self.slots[id.0 as usize];
         let hint = Hint { tag: slot.tag, uses: slot.uses, mark: slot.mark };
         assert!(!slot.detached, "discarded twice: {id:?}");
         match slot.state {
-            State::Free => panic!("discard of {id:?}, which is free"),
-            State::Ghost => {
-                let on_list = self.warm_out.remove(id.0);
-                debug_assert!(on_list);
-                self.free_slot(id.0);
-                return (hint, None);
-            }
+            State::Free | State::Ghost => panic!("discard of {id:?}, which is free"),
             State::Filling => self.usage.filling -= 1,
             State::Writing => self.usage.writing -= 1,
             State::Clean => {
@@ -535,7 +547,8 @@ impl<'a> Buffers<'a> {
         self.used(id, true);
     }
 
-    fn used(&mut self, id: BufferId, write: bool) {
+    #[inline]
+    pub(crate) fn used(&mut self, id: BufferId, write: bool) {
         debug_assert!(self.is_resident(id));
         self.counters.hits += 1;
         let slot = &mut self.slots[id.0 as usize];
@@ -556,6 +569,7 @@ impl<'a> Buffers<'a> {
         }
     }
 
+    #[inline(never)]
     fn move_to_front(&mut self, id: u32, on: List, to: List) {
         let queue = match on {
             List::WarmIn => &mut self.warm_in,
@@ -620,18 +634,27 @@ impl<'a> Buffers<'a> {
     /// The buffer's page, or [`PageId::NONE`] for a ghost.
     #[must_use]
     pub fn page(&self, id: BufferId) -> PageId {
+        if !id.is_buffer() {
+            return PageId::NONE;
+        }
         self.slots[id.0 as usize].page
     }
 
-    /// What the slot is.
+    /// What the buffer or ghost is.
     #[must_use]
     pub fn state(&self, id: BufferId) -> State {
+        if !id.is_buffer() {
+            return State::Ghost;
+        }
         self.slots[id.0 as usize].state
     }
 
     /// The owner refers to the buffer or ghost from another place from now on.
     pub fn set_block(&mut self, id: BufferId, block: BlockAddr) {
-        self.slots[id.0 as usize].block = block;
+        match id.place() {
+            Some(place) => self.warm_out.set_block(place, block),
+            None => self.slots[id.0 as usize].block = block,
+        }
     }
 
     /// The data of a clean, unpinned buffer is in another page from now on; returns the old one.
@@ -650,12 +673,18 @@ impl<'a> Buffers<'a> {
     /// The owner's reference that was given when the buffer was inserted.
     #[must_use]
     pub fn block(&self, id: BufferId) -> BlockAddr {
-        self.slots[id.0 as usize].block
+        match id.place() {
+            Some(place) => self.warm_out.block(place),
+            None => self.slots[id.0 as usize].block,
+        }
     }
 
     /// The buffer's tag. While filling or writing: the hint it was inserted with.
     #[must_use]
     pub fn tag(&self, id: BufferId) -> Tag {
+        if !id.is_buffer() {
+            return Tag::WarmOut;
+        }
         self.slots[id.0 as usize].tag
     }
 
@@ -668,7 +697,7 @@ impl<'a> Buffers<'a> {
     /// Whether the owner has discarded the buffer and somebody still uses its page.
     #[must_use]
     pub fn is_detached(&self, id: BufferId) -> bool {
-        self.slots[id.0 as usize].detached
+        id.is_buffer() && self.slots[id.0 as usize].detached
     }
 
     /// What happened since the start.
@@ -696,31 +725,29 @@ impl<'a> Buffers<'a> {
     /// If a slot is on a list that does not fit its state and tag.
     #[must_use]
     pub fn recount(&self) -> Usage {
-        let mut usage = Usage { free: self.usage.free, ..Usage::default() };
+        let ghosts = self.warm_out.iter().count() as u32;
+        let mut usage = Usage { free: self.usage.free, ghosts, ..Usage::default() };
         for (i, slot) in self.slots.iter().enumerate() {
             let i = i as u32;
-            let lists = [&self.warm_in, &self.warm_out, &self.hot].map(|list| list.contains(i));
+            let lists = [&self.warm_in, &self.hot].map(|list| list.contains(i));
             let pinned = slot.pins > 0;
             let listed = match (slot.state, slot.detached) {
                 (State::Clean, false) => slot.tag,
-                (State::Ghost, false) => Tag::WarmOut,
                 _ => Tag::New,
             };
             match (slot.state, lists) {
-                (State::Free, _) => {}
-                (State::Ghost, _) => usage.ghosts += 1,
+                (State::Free | State::Ghost, _) => {}
                 _ if slot.detached => usage.detached += 1,
                 (State::Filling, _) => usage.filling += 1,
                 (State::Writing, _) => usage.writing += 1,
-                (State::Clean, [true, ..]) => usage.warm_in += 1,
-                (State::Clean, [.., true]) => usage.hot += 1,
+                (State::Clean, [true, _]) => usage.warm_in += 1,
+                (State::Clean, [_, true]) => usage.hot += 1,
                 (State::Clean, _) => usage.pinned_unlisted += 1,
             }
             let on_list = lists.contains(&true);
             usage.pinned_listed += u32::from(on_list && pinned);
             assert!(on_list || listed == Tag::New || pinned, "slot {i} is on no list");
-            let expected =
-                [Tag::WarmIn, Tag::WarmOut, Tag::Hot].map(|tag| on_list && tag == listed);
+            let expected = [Tag::WarmIn, Tag::Hot].map(|tag| on_list && tag == listed);
             assert_eq!(lists, expected, "slot {i} is {slot:?}");
         }
         usage
@@ -827,11 +854,21 @@ impl<'a> Buffers<'a> {
         Some((id, true))
     }
 
-    fn drop_ghost(&mut self) -> Option<BlockAddr> {
-        let id = self.warm_out.pop_back()?;
-        let Slot { block, mark, .. } = self.slots[id as usize];
+    /// A ghost of `block`, and the block whose ghost ended for it.
+    fn make_ghost(
+        &mut self,
+        block: BlockAddr,
+        mark: Mark,
+    ) -> (Option<BufferId>, Option<BlockAddr>) {
+        let full = self.warm_out.is_full() || self.warm_out.len() >= self.ghosts_max;
+        let dropped = if full { self.expire_ghost() } else { None };
+        (Some(BufferId::ghost(self.warm_out.push(block, mark))), dropped)
+    }
+
+    /// The oldest ghost ends.
+    fn expire_ghost(&mut self) -> Option<BlockAddr> {
+        let (block, mark) = self.warm_out.pop()?;
         self.reuse.expired(mark);
-        self.free_slot(id);
         Some(block)
     }
 
@@ -896,7 +933,8 @@ mod tests {
                 self.refs[block.0 as usize].take().expect("a reference to the ghost");
             }
             let old = core::mem::replace(&mut self.refs[evicted.block.0 as usize], evicted.ghost);
-            assert!(old.is_some() && (evicted.ghost.is_none() || evicted.ghost == old));
+            assert!(old.is_some_and(BufferId::is_buffer));
+            assert!(evicted.ghost.is_none_or(|ghost| !ghost.is_buffer()));
         }
 
         fn take_page(&mut self, incoming: Hint) -> Option<PageId> {
@@ -963,7 +1001,9 @@ mod tests {
         }
 
         fn warm_out(&self) -> Vec<u32> {
-            self.blocks_of(&self.table.warm_out)
+            let mut blocks: Vec<_> = self.table.warm_out.iter().map(|block| block.0).collect();
+            blocks.reverse();
+            blocks
         }
 
         fn hot(&self) -> Vec<u32> {
@@ -981,7 +1021,8 @@ mod tests {
             all.sort();
             assert!(all.iter().map(|page| page.0).eq(1000..1000 + pages));
             for slot in &*table.slots {
-                let has_page = !matches!(slot.state, State::Free | State::Ghost);
+                assert_ne!(slot.state, State::Ghost);
+                let has_page = slot.state != State::Free;
                 assert_eq!(slot.page.is_some(), has_page, "{slot:?}");
                 assert!(has_page || slot.pins == 0, "{slot:?}");
             }
@@ -991,7 +1032,7 @@ mod tests {
                 assert!(table.state(id) != State::Free && !table.is_detached(id));
             }
             let owned = |slot: &&Slot| slot.state != State::Free && !slot.detached;
-            let referenced = self.refs.iter().flatten().count();
+            let referenced = self.refs.iter().flatten().filter(|id| id.is_buffer()).count();
             assert_eq!(table.slots.iter().filter(owned).count(), referenced);
             for &(id, page) in &self.pins {
                 assert_eq!(table.page(id), page, "the page of a pinned buffer changed");

@@ -48,6 +48,8 @@ pub struct Access {
 pub struct Cache<'a> {
     onodes: Onodes<'a>,
     buffers: Buffers<'a>,
+    /// Stands for the time by which onodes are ordered: one for each new onode.
+    second: u16,
 }
 
 impl<'a> Cache<'a> {
@@ -62,7 +64,7 @@ impl<'a> Cache<'a> {
         let CacheStorage { buffers, onodes, leaves } = storage;
         let onodes = Onodes::new(onodes, *leaves);
         let numbers: alloc::vec::Vec<_> = (0..pages).map(PageId).collect();
-        Self { onodes, buffers: Buffers::new(buffers, &numbers, policy) }
+        Self { onodes, buffers: Buffers::new(buffers, &numbers, policy), second: 0 }
     }
 
     /// One request. Returns how many of its blocks were in RAM; the others are brought in.
@@ -70,23 +72,24 @@ impl<'a> Cache<'a> {
     /// # Panics
     ///
     /// If there are no onodes or leaves for what is in RAM: the storage was made too small.
+    #[inline]
     pub fn access(&mut self, access: Access) -> u32 {
         let Access { volume, object, first, count, write } = access;
-        let onode = self.pin_onode(volume, object);
+        let onode = match self.onodes.lookup(volume, object) {
+            Some(onode) => onode,
+            None => self.create_onode(volume, object),
+        };
         self.buffers.begin(usize::from(count), write);
         let mut hits = 0;
         for block in first..first + count {
             match self.resident(onode, block) {
-                Some(buffer) if write => self.buffers.rewrite(buffer),
-                Some(buffer) => self.buffers.touch(buffer),
-                None => {
-                    self.fill(onode, block, write);
-                    continue;
+                Some(buffer) => {
+                    self.buffers.used(buffer, write);
+                    hits += 1;
                 }
+                None => self.fill(onode, block, write),
             }
-            hits += 1;
         }
-        self.onodes.unpin(onode);
         hits
     }
 
@@ -114,12 +117,14 @@ impl<'a> Cache<'a> {
     }
 
     /// The buffer of a block that is in RAM.
+    #[inline]
     fn resident(&self, onode: u32, block: u16) -> Option<BufferId> {
         let (leaf, index) = self.onodes.block(onode, block)?;
-        let buffer = self.onodes.leaf(leaf).ram[index];
-        (buffer.is_some() && self.buffers.is_resident(buffer)).then_some(buffer)
+        let buffer = self.onodes.ram(leaf, index);
+        buffer.is_buffer().then_some(buffer)
     }
 
+    #[inline(never)]
     fn fill(&mut self, onode: u32, block: u16, write: bool) {
         self.buffers.miss();
         let hint = self.drop_ghost(onode, block);
@@ -130,7 +135,11 @@ impl<'a> Cache<'a> {
         let (leaf, index) = loop {
             match self.onodes.leaf_for(onode, block) {
                 Some(place) => break place,
-                None => self.evict_onode(),
+                None => {
+                    self.onodes.pin(onode);
+                    self.evict_onode();
+                    self.onodes.unpin(onode);
+                }
             }
         };
         let addr = addr(leaf, index);
@@ -139,7 +148,7 @@ impl<'a> Cache<'a> {
             false => self.buffers.insert_filling(addr, taken.page, hint),
         };
         let buffer = buffer.expect("slots are always enough");
-        self.onodes.leaf_mut(leaf).ram[index] = buffer;
+        self.onodes.set_ram(leaf, index, buffer);
         self.buffers.finish(buffer, Level::High);
     }
 
@@ -148,14 +157,16 @@ impl<'a> Cache<'a> {
         drop_buffer(&mut self.onodes, &mut self.buffers, leaf, index)
     }
 
-    fn pin_onode(&mut self, volume: VolumeId, object: u32) -> u32 {
-        if let Some(onode) = self.onodes.lookup(volume, object) {
-            self.onodes.pin(onode);
-            return onode;
-        }
+    #[cold]
+    fn create_onode(&mut self, volume: VolumeId, object: u32) -> u32 {
+        self.second = self.second.wrapping_add(1);
+        self.onodes.set_second(self.second);
         loop {
             match self.onodes.create(volume, object) {
-                Some(onode) => return onode,
+                Some(onode) => {
+                    self.onodes.unpin(onode);
+                    return onode;
+                }
                 None => self.evict_onode(),
             }
         }
@@ -193,11 +204,11 @@ pub(crate) fn drop_buffer(
     leaf: u32,
     index: usize,
 ) -> Hint {
-    let buffer = onodes.leaf(leaf).ram[index];
+    let buffer = onodes.ram(leaf, index);
     if !buffer.is_some() {
         return Hint::NEW;
     }
-    onodes.leaf_mut(leaf).ram[index] = BufferId::NONE;
+    onodes.set_ram(leaf, index, BufferId::NONE);
     let (hint, page) = buffers.discard(buffer);
     if let Some(page) = page {
         buffers.give_page(page);
@@ -208,13 +219,13 @@ pub(crate) fn drop_buffer(
 /// Ends the references to what an eviction took away.
 pub(crate) fn forget_evicted(onodes: &mut Onodes<'_>, evicted: Evicted) {
     let (leaf, index) = place(evicted.block);
-    onodes.leaf_mut(leaf).ram[index] = evicted.ghost.unwrap_or(BufferId::NONE);
+    onodes.set_ram(leaf, index, evicted.ghost.unwrap_or(BufferId::NONE));
     if evicted.ghost.is_none() {
         onodes.free_if_empty(leaf);
     }
     if let Some(dropped) = evicted.dropped {
         let (leaf, index) = place(dropped);
-        onodes.leaf_mut(leaf).ram[index] = BufferId::NONE;
+        onodes.set_ram(leaf, index, BufferId::NONE);
         onodes.free_if_empty(leaf);
     }
 }

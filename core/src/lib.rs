@@ -11,6 +11,7 @@ pub mod cache;
 pub mod config;
 pub mod counters;
 pub mod event;
+mod ghosts;
 pub mod ids;
 pub mod keeper;
 pub mod limits;

@@ -31,11 +31,23 @@ pub const ONODE_UNITS: u32 = 2;
 const _: () = assert!(size_of::<Leaf>() <= META_UNIT_BYTES);
 const _: () = assert!(size_of::<Onode>() <= ONODE_UNITS as usize * META_UNIT_BYTES);
 
-/// Sixteen blocks of an object.
+/// What of a leaf's sixteen blocks is in RAM: the buffer or ghost of each. Apart from the rest of
+/// the leaf, and one cache line: a hit in RAM needs nothing else.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct Row(pub [BufferId; LEAF_BLOCKS]);
+
+impl Row {
+    const EMPTY: Self = Self([BufferId::NONE; LEAF_BLOCKS]);
+
+    fn is_empty(&self) -> bool {
+        all_ones(self.0.iter().map(|buffer| buffer.0))
+    }
+}
+
+/// Sixteen blocks of an object, but for what of them is in RAM.
 #[derive(Clone, Debug)]
 pub struct Leaf {
-    /// The buffer or ghost of each block.
-    pub ram: [BufferId; LEAF_BLOCKS],
     /// The page of the region that holds each block, or [`NIL`].
     pub nvme: [u32; LEAF_BLOCKS],
     /// CRC32C of each block whose data is in RAM or on NVMe.
@@ -53,10 +65,12 @@ pub struct Leaf {
     /// Blocks read since reclaim last passed.
     pub referenced: u16,
     /// The leaf that keeps the closed epoch's version of blocks written again, or [`NIL`]. Of a
-    /// free leaf: the next free one (and `nvme[0]` the one before).
+    /// free leaf: the next free one.
     pub shadow: u32,
-    /// The onode.
+    /// The onode; [`NIL`]: the leaf is free.
     pub onode: u32,
+    /// Of a free leaf: the free one before.
+    before: u32,
     /// Which of the onode's leaves this is.
     pub position: u8,
     /// This is another leaf's shadow.
@@ -65,7 +79,6 @@ pub struct Leaf {
 
 impl Leaf {
     const EMPTY: Self = Self {
-        ram: [BufferId::NONE; LEAF_BLOCKS],
         nvme: [NIL; LEAF_BLOCKS],
         crc: [0; LEAF_BLOCKS],
         zero: 0,
@@ -76,20 +89,41 @@ impl Leaf {
         referenced: 0,
         shadow: NIL,
         onode: NIL,
+        before: NIL,
         position: 0,
         is_shadow: false,
     };
 
     /// Whether the leaf says nothing of any block.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.zero == 0
             && self.dirty == [0; 2]
             && self.bad == 0
             && self.shadow == NIL
-            && self.nvme.iter().all(|page| *page == NIL)
-            && self.ram.iter().all(|buffer| !buffer.is_some())
+            && all_ones(self.nvme.iter().copied())
     }
+}
+
+impl Leaf {
+    /// The use of a free leaf begins: it says nothing of its blocks, only what is said of them all
+    /// may be left over.
+    fn begin(&mut self, onode: u32, position: u8) {
+        debug_assert!(self.has_no_places(), "a free leaf holds log pages");
+        let Self { zero, dirty, bad, moving, sent, referenced, .. } = Self::EMPTY;
+        (self.zero, self.dirty, self.bad) = (zero, dirty, bad);
+        (self.moving, self.sent, self.referenced) = (moving, sent, referenced);
+        (self.onode, self.position, self.is_shadow) = (onode, position, false);
+        (self.shadow, self.before) = (NIL, NIL);
+    }
+
+    fn has_no_places(&self) -> bool {
+        all_ones(self.nvme.iter().copied())
+    }
+}
+
+/// Whether all are `u32::MAX`; without a branch for each.
+fn all_ones(values: impl Iterator<Item = u32>) -> bool {
+    values.fold(u32::MAX, |all, value| all & value) == u32::MAX
 }
 
 /// One object.
@@ -168,6 +202,17 @@ impl OnodeStorage {
     }
 }
 
+/// Memory that the tables have and do not use.
+#[derive(Debug)]
+pub struct Spare<'a> {
+    /// Of the onodes.
+    pub onodes: &'a mut [MaybeUninit<Onode>],
+    /// Of the leaves.
+    pub leaves: &'a mut [MaybeUninit<Leaf>],
+    /// Of what the leaves have in RAM.
+    pub rows: &'a mut [MaybeUninit<Row>],
+}
+
 /// Counts, for the status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OnodeCounters {
@@ -190,7 +235,11 @@ pub struct OnodeCounters {
 pub struct Onodes<'a> {
     onodes: Vec<Onode>,
     leaves: Vec<Leaf>,
+    /// Of the leaves with the same numbers.
+    rows: Vec<Row>,
+    /// Two or more for each onode, so that most have one of their own.
     buckets: Box<[u32]>,
+    bucket_shift: u32,
     free_onode: u32,
     free_leaf: u32,
     onodes_used: u32,
@@ -209,10 +258,13 @@ impl<'a> Onodes<'a> {
     pub fn new(storage: &'a mut OnodeStorage, leaves: usize) -> Self {
         let count = storage.links.len();
         let [lru] = queues(&mut storage.links);
+        let buckets = (2 * count).next_power_of_two().max(2);
         Self {
             onodes: Vec::with_capacity(count),
             leaves: Vec::with_capacity(leaves),
-            buckets: core::iter::repeat_n(NIL, count.next_power_of_two()).collect(),
+            rows: Vec::with_capacity(leaves),
+            buckets: core::iter::repeat_n(NIL, buckets).collect(),
+            bucket_shift: u64::BITS - buckets.ilog2(),
             free_onode: NIL,
             free_leaf: NIL,
             onodes_used: 0,
@@ -265,10 +317,14 @@ impl<'a> Onodes<'a> {
         self.units_used().saturating_sub(self.limit)
     }
 
-    /// The memory behind the ends of both tables. It may be given back to the system: what it holds
+    /// The memory behind the ends of the tables. It may be given back to the system: what it holds
     /// means nothing.
-    pub fn spare(&mut self) -> (&mut [MaybeUninit<Onode>], &mut [MaybeUninit<Leaf>]) {
-        (self.onodes.spare_capacity_mut(), self.leaves.spare_capacity_mut())
+    pub fn spare(&mut self) -> Spare<'_> {
+        Spare {
+            onodes: self.onodes.spare_capacity_mut(),
+            leaves: self.leaves.spare_capacity_mut(),
+            rows: self.rows.spare_capacity_mut(),
+        }
     }
 
     /// The onode at a slot in use.
@@ -291,6 +347,19 @@ impl<'a> Onodes<'a> {
     /// The leaf at a slot in use.
     pub fn leaf_mut(&mut self, leaf: u32) -> &mut Leaf {
         &mut self.leaves[leaf as usize]
+    }
+
+    /// The buffer or ghost of a block of a leaf in use.
+    #[must_use]
+    #[inline]
+    pub fn ram(&self, leaf: u32, index: usize) -> BufferId {
+        self.rows[leaf as usize].0[index]
+    }
+
+    /// Changes the buffer or ghost of a block.
+    #[inline]
+    pub fn set_ram(&mut self, leaf: u32, index: usize, buffer: BufferId) {
+        self.rows[leaf as usize].0[index] = buffer;
     }
 
     /// Counts since the start.
@@ -324,10 +393,10 @@ impl<'a> Onodes<'a> {
     }
 
     fn bucket(&self, volume: VolumeId, object: u32) -> usize {
-        // Fibonacci hashing: the high bits of the product are well mixed.
+        // Fibonacci hashing: the highest bits of the product spread neighbouring objects evenly.
         let key = u64::from(volume.0) << 32 | u64::from(object);
-        let hash = (key ^ (key >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        hash as usize & (self.buckets.len() - 1)
+        let hash = (key ^ (key >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (hash >> self.bucket_shift) as usize
     }
 
     fn find(&self, volume: VolumeId, object: u32) -> Option<u32> {
@@ -342,18 +411,27 @@ impl<'a> Onodes<'a> {
         None
     }
 
-    /// The object's onode, if it has one.
+    /// The object's onode, if it has one. A use: of what is evictable, it goes last. The first use
+    /// in a second decides; that order is fine enough for what lives for minutes, and makes the
+    /// others cost a comparison.
+    #[inline]
     pub fn lookup(&mut self, volume: VolumeId, object: u32) -> Option<u32> {
-        let found = self.find(volume, object);
-        match found {
-            Some(index) => {
-                self.counters.hits += 1;
-                let onode = &mut self.onodes[index as usize];
-                self.ages.touch(&mut onode.used, u32::from(onode.leaf_count));
-            }
-            None => self.counters.misses += 1,
+        let Some(index) = self.find(volume, object) else {
+            self.counters.misses += 1;
+            return None;
+        };
+        self.counters.hits += 1;
+        if self.get(index).used != self.ages.now() {
+            self.renew(index);
         }
-        found
+        Some(index)
+    }
+
+    #[cold]
+    fn renew(&mut self, index: u32) {
+        let onode = &mut self.onodes[index as usize];
+        self.ages.touch(&mut onode.used, u32::from(onode.leaf_count));
+        self.lru.move_to_front(index);
     }
 
     /// Whether an onode may be made within the limit.
@@ -556,6 +634,7 @@ impl<'a> Onodes<'a> {
             NIL if self.leaves.len() == self.leaves.capacity() => return None,
             NIL => {
                 self.leaves.push(Leaf::EMPTY);
+                self.rows.push(Row::EMPTY);
                 self.leaves.len() as u32 - 1
             }
             free => {
@@ -564,7 +643,7 @@ impl<'a> Onodes<'a> {
             }
         };
         self.leaves_used += 1;
-        *self.leaf_mut(leaf) = Leaf { onode, position, ..Leaf::EMPTY };
+        self.leaf_mut(leaf).begin(onode, position);
         let owner = &mut self.onodes[onode as usize];
         owner.leaf_count += 1;
         self.lru_leaves += u32::from(self.lru.contains(onode));
@@ -573,13 +652,13 @@ impl<'a> Onodes<'a> {
     }
 
     fn unlink_free_leaf(&mut self, leaf: u32) {
-        let (next, before) = (self.leaf(leaf).shadow, self.leaf(leaf).nvme[0]);
+        let (next, before) = (self.leaf(leaf).shadow, self.leaf(leaf).before);
         match before {
             NIL => self.free_leaf = next,
             _ => self.leaf_mut(before).shadow = next,
         }
         if next != NIL {
-            self.leaf_mut(next).nvme[0] = before;
+            self.leaf_mut(next).before = before;
         }
     }
 
@@ -590,6 +669,7 @@ impl<'a> Onodes<'a> {
         while self.leaves.last()?.onode == NIL {
             self.unlink_free_leaf(self.leaves.len() as u32 - 1);
             self.leaves.pop();
+            self.rows.pop();
         }
         let last = self.leaves.len() as u32 - 1;
         (self.free_leaf != NIL).then_some((last, self.free_leaf))
@@ -609,6 +689,8 @@ impl<'a> Onodes<'a> {
             self.get_mut(leaf.onode).leaves[position] = to;
         }
         *self.leaf_mut(to) = leaf;
+        *self.leaf_mut(from) = Leaf::EMPTY;
+        self.rows[to as usize] = core::mem::replace(&mut self.rows[from as usize], Row::EMPTY);
         self.link_free_leaf(from);
     }
 
@@ -621,10 +703,14 @@ impl<'a> Onodes<'a> {
 
     /// Frees a leaf that says nothing any more; tells whether it did.
     pub fn free_if_empty(&mut self, leaf: u32) -> bool {
-        let (onode, position) = (self.leaf(leaf).onode, self.leaf(leaf).position);
-        if !self.leaf(leaf).is_empty() || self.leaf(leaf).is_shadow {
+        if !self.rows[leaf as usize].is_empty() {
             return false;
         }
+        let slot = self.leaf(leaf);
+        if !slot.is_empty() || slot.is_shadow {
+            return false;
+        }
+        let (onode, position) = (slot.onode, slot.position);
         self.get_mut(onode).leaves[usize::from(position)] = NIL;
         self.free_leaf(leaf);
         true
@@ -632,7 +718,8 @@ impl<'a> Onodes<'a> {
 
     fn free_leaf(&mut self, leaf: u32) {
         let slot = &self.leaves[leaf as usize];
-        debug_assert!(slot.nvme.iter().all(|page| *page == NIL), "a freed leaf holds log pages");
+        debug_assert!(slot.has_no_places(), "a freed leaf holds log pages");
+        debug_assert!(self.rows[leaf as usize].is_empty(), "a freed leaf holds buffers");
         let owner = &mut self.onodes[slot.onode as usize];
         owner.leaf_count -= 1;
         self.lru_leaves -= u32::from(self.lru.contains(slot.onode));
@@ -644,12 +731,12 @@ impl<'a> Onodes<'a> {
     fn link_free_leaf(&mut self, leaf: u32) {
         let next = self.free_leaf;
         if next != NIL {
-            self.leaf_mut(next).nvme[0] = leaf;
+            self.leaf_mut(next).before = leaf;
         }
         let slot = self.leaf_mut(leaf);
         slot.onode = NIL;
         slot.shadow = next;
-        slot.nvme[0] = NIL;
+        slot.before = NIL;
         self.free_leaf = leaf;
     }
 

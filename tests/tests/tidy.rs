@@ -19,6 +19,7 @@ const UNSAFE: &[&str] = &[
     "hw/src/uring.rs",
     "hw/tests/conformance.rs",
     "runtimes/monoio/src/core.rs",
+    "tests/benches/core/src/allocator.rs",
     "tests/tests/loom_mailbox.rs",
     "tests/tests/no_alloc.rs",
 ];

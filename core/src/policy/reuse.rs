@@ -42,7 +42,7 @@ const DECAY_SHIFT: u32 = 8;
 /// One event, in the counts.
 const EVENT: u64 = 1 << 12;
 /// What all kinds together count beside a kind's own, in events at age 0.
-const PRIOR: u64 = 64;
+const PRIOR: u64 = 256;
 /// The threshold and the index at age 0 while nothing is known.
 const INDEX_START: u32 = 1 << 12;
 /// The least threshold.

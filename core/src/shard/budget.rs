@@ -155,7 +155,7 @@ impl Shard<'_> {
         for _ in 0..LOOK_SLICE {
             let Some(block) = self.buffers.drop_ghost_above() else { return };
             let (leaf, index) = place(block);
-            self.onodes.leaf_mut(leaf).ram[index] = BufferId::NONE;
+            self.onodes.set_ram(leaf, index, BufferId::NONE);
             self.onodes.free_if_empty(leaf);
         }
         self.again = true;
@@ -269,8 +269,7 @@ impl Shard<'_> {
         }
         self.onodes.move_leaf(from, to);
         for index in 0..LEAF_BLOCKS {
-            let leaf = self.onodes.leaf(to);
-            let (buffer, page) = (leaf.ram[index], leaf.nvme[index]);
+            let (buffer, page) = (self.onodes.ram(to, index), self.onodes.leaf(to).nvme[index]);
             if buffer.is_some() {
                 self.buffers.set_block(buffer, addr(to, index));
             }

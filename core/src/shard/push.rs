@@ -319,8 +319,9 @@ impl Shard<'_> {
         level: Level,
     ) -> BufferId {
         let slot = self.onodes.leaf(leaf);
-        let (buffer, page, crc) = (slot.ram[index], slot.nvme[index], slot.crc[index]);
-        if buffer.is_some() && self.buffers.is_resident(buffer) {
+        let (page, crc) = (slot.nvme[index], slot.crc[index]);
+        let buffer = self.onodes.ram(leaf, index);
+        if buffer.is_buffer() {
             self.buffers.pin(buffer);
             return buffer;
         }

@@ -53,12 +53,13 @@ impl Shard<'_> {
         let hole = self.onodes.get(onode).hole;
         let unknown = if hole { Source::Zero } else { Source::Store };
         let Some((leaf, index)) = self.onodes.block(onode, block) else { return unknown };
+        let buffer = self.onodes.ram(leaf, index);
+        if buffer.is_buffer() {
+            return Source::Ram(buffer);
+        }
         let leaf = self.onodes.leaf(leaf);
         let bit = 1u16 << index;
-        let buffer = leaf.ram[index];
-        if buffer.is_some() && self.buffers.is_resident(buffer) {
-            Source::Ram(buffer)
-        } else if leaf.zero & bit != 0 {
+        if leaf.zero & bit != 0 {
             Source::Zero
         } else if leaf.bad & bit != 0 {
             Source::Lost
@@ -181,7 +182,7 @@ impl Shard<'_> {
             .buffers
             .insert_filling(addr(leaf, index), page, hint)
             .expect("slots are always enough");
-        self.onodes.leaf_mut(leaf).ram[index] = buffer;
+        self.onodes.set_ram(leaf, index, buffer);
         self.push_fill(fill, onode, addr(leaf, index), buffer, crc);
         buffer
     }

@@ -252,9 +252,8 @@ impl Shard<'_> {
         self.marks[buffer.0 as usize] = NIL;
         let record = RecordBlock { crc: new.crc, buffer, role: Role::Writing };
         let page = self.log.push_block(new.page, record);
-        let slot = self.onodes.leaf_mut(leaf);
-        slot.ram[index] = buffer;
-        slot.crc[index] = new.crc;
+        self.onodes.set_ram(leaf, index, buffer);
+        self.onodes.leaf_mut(leaf).crc[index] = new.crc;
         self.set_log_page(leaf, index, page);
         self.set_dirty(volume, onode, leaf, index);
     }
@@ -263,7 +262,7 @@ impl Shard<'_> {
     pub(super) fn admit(&mut self, onode: u32, leaf: u32, index: usize) {
         let spare = self.log.free_segments() > RESERVED_SEGMENTS + 1;
         let slot = self.onodes.leaf(leaf);
-        let (buffer, crc) = (slot.ram[index], slot.crc[index]);
+        let (buffer, crc) = (self.onodes.ram(leaf, index), slot.crc[index]);
         let dirty = (slot.dirty[0] | slot.dirty[1]) & 1 << index != 0;
         let block = u16::from(slot.position) * LEAF_BLOCKS as u16 + index as u16;
         if !spare || dirty || self.begin(1, false).is_none() {
