@@ -1021,7 +1021,7 @@ fn what_stays_in_ram_is_committed_and_known_to_the_next_owner() {
     let buffering = Buffering { reads: true, writes: false };
     for ticket in [1, 2] {
         world.feed(s, Input::SetBuffering { buffering, ticket });
-        world.run_until(|world| world.servers[s].done.iter().any(|done| *done == (ticket, true)));
+        world.run_until(|world| world.servers[s].done.contains(&(ticket, true)));
         let head = world.newest();
         assert_eq!((head.buffering, head.number), (buffering, number + 1), "once is enough");
     }

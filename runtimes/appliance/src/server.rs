@@ -332,7 +332,6 @@ impl Server {
         self.control.borrow_mut().scrub(volume.uuid);
         loop {
             // The question comes to the cores behind the order to scrub.
-            self.wake.notify_one();
             let now = state().await.ok_or_else(lost)?;
             let found = now.found.since(before.found);
             let checked_bytes = bytes(found.sound_blocks + found.damaged_blocks);

@@ -15,7 +15,7 @@ use std::mem;
 use std::sync::Arc;
 
 use heeler_core::counters::Traffic;
-use heeler_core::event::{Input, Output, Rejected, Reply, Request, ToShard};
+use heeler_core::event::{Input, Output, Rejected, Reply, Request, Status, ToShard};
 use heeler_core::ids::{BLOCK_BYTES, CoreId, OpId, PageId, ShardId, VolumeId};
 use heeler_core::limits::BATCH_BLOCKS_MAX;
 use heeler_core::mailbox::{Parker, PopError, Receiver};
@@ -107,6 +107,15 @@ impl Host<'_> {
             ToShard::Attach { volume, .. } => self.volumes.push((volume, Windows::new(now))),
             ToShard::Forget { volume } => self.volumes.retain(|(known, _)| *known != volume),
             _ => {}
+        }
+    }
+
+    /// The request of the scrub whose turn it is has been answered.
+    fn scrub_answered(&mut self, status: Status) {
+        let scrub = self.scrubs.front_mut().expect("a scrub ends after its last request");
+        scrub.answered();
+        if status == Status::Gone {
+            self.scrubs.pop_front();
         }
     }
 
@@ -690,8 +699,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
     /// Brings a reply to the connection that asked, here or on another core.
     fn pass_on(&mut self, at: usize, reply: Reply) {
         if reply.id == SCRUB_ID {
-            let scrub = self.hosts[at].scrubs.front_mut();
-            return scrub.expect("a scrub ends after its last request").answered();
+            return self.hosts[at].scrub_answered(reply.status);
         }
         let host = &self.hosts[at];
         let core = core_of_id(reply.id);
