@@ -311,7 +311,7 @@ fn percent(part: u64, all: u64) -> u64 {
 fn fields(rows: &[(&str, String)]) -> String {
     let mut text = String::new();
     for (name, value) in rows {
-        writeln!(text, "{name:<13} {value}").expect("text grows");
+        writeln!(text, "{name:<14} {value}").expect("text grows");
     }
     text
 }

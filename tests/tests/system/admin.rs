@@ -186,7 +186,7 @@ fn what_stays_in_ram_is_set_while_clients_are_attached() {
     server.stop();
     let server = site.serve(&[]);
     assert_eq!(stays(&site), [false, true]);
-    assert!(site.run(&["volume", "info", "disk0"]).contains("buffered read off"));
+    assert!(site.run(&["volume", "info", "disk0"]).contains("buffered read  off"));
     server.stop();
     let wrong = site.output(&["volume", "set", "disk0", "buffered-write=maybe"]);
     assert_eq!(wrong.status.code(), Some(2), "{}", said(&wrong));
