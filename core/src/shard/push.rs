@@ -307,20 +307,21 @@ impl Shard<'_> {
             return (1, None, 0);
         }
         let crc = slot.crc[index];
-        let buffer = self.hold_version(onode, source, index, fill, Level::Low);
+        let buffer = self.hold_version(onode, source, index, fill, false);
         let page = self.buffers.page(buffer);
         (1, Some(Held::Buffer(buffer, page)), crc)
     }
 
     /// Pins one version of a block in RAM: its buffer, or a fill from the log. `fill` collects
-    /// neighbouring pages; a full or interrupted one is sent off.
+    /// neighbouring pages; a full or interrupted one is sent off. `shared`: others find the buffer,
+    /// as they must while its block's place in the log is not written.
     pub(super) fn hold_version(
         &mut self,
         onode: u32,
         leaf: u32,
         index: usize,
         fill: &mut u32,
-        level: Level,
+        shared: bool,
     ) -> BufferId {
         let slot = self.onodes.leaf(leaf);
         let (buffer, page, crc) = (slot.ram[index], slot.nvme[index], slot.crc[index]);
@@ -339,14 +340,14 @@ impl Shard<'_> {
             }
         }
         if *fill == NIL {
-            *fill = self.fills.start(page, level).expect("the caller saw to it");
+            *fill = self.fills.start(page, Level::Low).expect("the caller saw to it");
         }
-        if !self.onodes.leaf(leaf).is_shadow {
+        // A kept version belongs to no reader.
+        if shared && !self.onodes.leaf(leaf).is_shadow {
             let buffer = self.add_to_fill(*fill, onode, leaf, index, crc);
             self.buffers.pin(buffer);
             return buffer;
         }
-        // A kept version belongs to no reader.
         self.fill_privately(*fill, onode, leaf, index, crc)
     }
 

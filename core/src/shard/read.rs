@@ -253,14 +253,9 @@ impl Shard<'_> {
         crc: u32,
     ) -> BufferId {
         let page = self.take_page(Hint::NEW).expect("the caller saw to it");
-        let buffer = self
-            .buffers
-            .insert_filling(addr(leaf, index), page, Hint::NEW)
-            .expect("slots are always enough");
+        let buffer = self.buffers.insert_private(addr(leaf, index), page);
+        let buffer = buffer.expect("slots are always enough");
         self.push_fill(fill, onode, addr(leaf, index), buffer, crc);
-        self.buffers.pin(buffer);
-        let (_, page) = self.buffers.discard(buffer);
-        debug_assert!(page.is_none());
         buffer
     }
 

@@ -295,8 +295,10 @@ fn what_was_written_stays_unless_it_is_not_needed() {
     world.write(Advice::WillNeed, 40, 8);
     assert_eq!(world.read(Advice::None, 32, 8), from_nvme(8));
     assert_eq!(world.read(Advice::None, 40, 8), from_ram(8));
+    let ram = world.shard.usage().ram_blocks;
     world.push();
     assert_eq!(world.store.len(), 32, "what left RAM is pushed from the log");
+    assert_eq!(world.shard.usage().ram_blocks, ram, "and does not come back for that");
     assert!(world.store.iter().all(|((object, block), stored)| {
         *stored == content(object * OBJECT_BLOCKS + u32::from(*block))
     }));

@@ -204,10 +204,7 @@ impl Head {
         if !valid_object_shift(object_shift) {
             return reader.bad(1, "object size");
         }
-        let flags = reader.u8()?;
-        if flags & !FLAGS != 0 {
-            return reader.bad(1, "flags");
-        }
+        let (released, buffering) = read_flags(&mut reader)?;
         let (name_len, host_len) = (reader.u8()?, reader.u8()?);
         let page_count = reader.u32()?;
         if reader.u64()? != 0 {
@@ -230,11 +227,8 @@ impl Head {
             claimed_unix_secs,
             written_unix_secs,
             object_shift,
-            released: flags & FLAG_RELEASED != 0,
-            buffering: Buffering {
-                reads: flags & FLAG_UNBUFFERED_READS == 0,
-                writes: flags & FLAG_UNBUFFERED_WRITES == 0,
-            },
+            released,
+            buffering,
             name,
             host,
             pages: BTreeMap::new(),
@@ -267,6 +261,18 @@ impl Head {
 #[must_use]
 pub const fn valid_object_shift(shift: u8) -> bool {
     OBJECT_SHIFT_MIN <= shift as u32 && shift as u32 <= OBJECT_SHIFT_MAX
+}
+
+fn read_flags(reader: &mut Reader<'_>) -> Result<(bool, Buffering), FormatError> {
+    let flags = reader.u8()?;
+    if flags & !FLAGS != 0 {
+        return reader.bad(1, "flags");
+    }
+    let buffering = Buffering {
+        reads: flags & FLAG_UNBUFFERED_READS == 0,
+        writes: flags & FLAG_UNBUFFERED_WRITES == 0,
+    };
+    Ok((flags & FLAG_RELEASED != 0, buffering))
 }
 
 fn text(reader: &mut Reader<'_>, len: u8, what: &'static str) -> Result<String, FormatError> {
