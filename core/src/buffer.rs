@@ -457,6 +457,15 @@ impl<'a> Buffers<'a> {
         Some(id)
     }
 
+    /// A filling buffer that no block refers to, pinned once: it ends with its last pin, and is no
+    /// use of its block. Otherwise as `insert_filling`.
+    pub fn insert_private(&mut self, block: BlockAddr, page: PageId) -> Option<BufferId> {
+        let slot = self.new_slot(block, page, State::Filling)?;
+        let id = self.put(Slot { pins: 1, detached: true, ..slot });
+        self.usage.detached += 1;
+        Some(id)
+    }
+
     /// The buffer's data has arrived, or is in the log: it is clean from now on. If it has been
     /// discarded in between it ends here, or with its last pin.
     ///
@@ -760,19 +769,30 @@ impl<'a> Buffers<'a> {
         hint: Hint,
         state: State,
     ) -> Option<BufferId> {
-        debug_assert!(page.is_some());
-        let id = self.free_slot;
-        let slot = self.slots.get_mut(id as usize)?;
-        debug_assert_eq!(slot.state, State::Free);
-        self.free_slot = slot.block.0;
-        let used = self.ages.add(1);
+        let slot = self.new_slot(block, page, state)?;
         let Hint { tag, uses, mut mark } = hint;
         if self.policy == Policy::Reuse && matches!(tag, Tag::New | Tag::WarmOut) {
             self.reuse.comes_in(&mut mark, tag == Tag::WarmOut);
         }
-        self.slots[id as usize] =
-            Slot { page, block, pins: 0, state, tag, uses, detached: false, used, mark };
-        Some(BufferId(id))
+        Some(self.put(Slot { tag, uses, mark, ..slot }))
+    }
+
+    /// What a slot for a block of which nothing is known holds, used now; `None`: none is free.
+    fn new_slot(&mut self, block: BlockAddr, page: PageId, state: State) -> Option<Slot> {
+        debug_assert!(page.is_some());
+        self.slots.get(self.free_slot as usize)?;
+        let used = self.ages.add(1);
+        let Hint { tag, uses, mark } = Hint::NEW;
+        Some(Slot { page, block, pins: 0, state, tag, uses, detached: false, used, mark })
+    }
+
+    /// Puts it into the next free slot.
+    fn put(&mut self, slot: Slot) -> BufferId {
+        let id = self.free_slot;
+        let free = core::mem::replace(&mut self.slots[id as usize], slot);
+        debug_assert_eq!(free.state, State::Free);
+        self.free_slot = free.block.0;
+        BufferId(id)
     }
 
     fn free_slot(&mut self, id: u32) {

@@ -64,6 +64,20 @@ counts!(Traffic {
     written_blocks,
 });
 
+/// What scrubs of a volume found in the log: the reads with
+/// [`Advice::BypassClean`](crate::event::Advice).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Scrubbed {
+    /// Read, and as they should be.
+    pub sound_blocks: u64,
+    /// Not to be read, or damaged.
+    pub damaged_blocks: u64,
+    /// Of these: there again, from RAM or the store.
+    pub repaired_blocks: u64,
+}
+
+counts!(Scrubbed { sound_blocks, damaged_blocks, repaired_blocks });
+
 counts!(shard::ShardCounters {
     records,
     flushes,

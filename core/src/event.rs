@@ -27,6 +27,39 @@ pub enum RequestKind {
     Status,
 }
 
+/// What a request says of the use that its data will be of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Advice {
+    /// Nothing: as the volume's [`Buffering`] says.
+    #[default]
+    None,
+    /// It will be needed: it stays in RAM, whatever the volume's defaults are.
+    WillNeed,
+    /// It will not. What is written leaves RAM as soon as it is in the log. What is read is the
+    /// next to leave, unless it was there already, and does not come into the log.
+    DontNeed,
+    /// It is to be checked: clean data in RAM is passed over, and read from the log or the store.
+    /// What is being written, and what the store lacks, is taken from where it is. What is known of
+    /// the use of the blocks stays as it is.
+    BypassClean,
+}
+
+/// Which of a volume's data stays in RAM when a request says nothing else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Buffering {
+    /// What was read.
+    pub reads: bool,
+    /// What was written, once it is in the log.
+    pub writes: bool,
+}
+
+impl Default for Buffering {
+    /// Everything stays.
+    fn default() -> Self {
+        Self { reads: true, writes: true }
+    }
+}
+
 /// One request to a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request {
@@ -36,6 +69,8 @@ pub struct Request {
     pub kind: RequestKind,
     /// The reply waits until the change is durable (Write, Zero, Discard).
     pub fua: bool,
+    /// What use its data will be of (Read, Write, Cache).
+    pub advice: Advice,
     /// Of which volume.
     pub volume: VolumeId,
     /// Of which object.
@@ -99,6 +134,13 @@ pub enum ToShard {
         open: Epoch,
         /// The store's image is as of this epoch.
         committed: Epoch,
+    },
+    /// What of the volume's data stays in RAM from now on. Until it is told, everything does.
+    Buffering {
+        /// The volume.
+        volume: VolumeId,
+        /// What stays.
+        buffering: Buffering,
     },
     /// Close the open epoch: writes belong to `next` from now on, and their acknowledgements wait
     /// for `Released`. Answered by `Frozen` when all writes of the closed epoch are durable.

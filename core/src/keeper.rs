@@ -57,7 +57,7 @@ use core::fmt;
 use self::claim::{Claim, Step};
 use self::held::{Fate, Held};
 use self::store::{Io, Request, Store};
-use crate::event::{PushRun, ToKeeper, ToShard};
+use crate::event::{Buffering, PushRun, ToKeeper, ToShard};
 use crate::ids::{Crc32c, Epoch, OpId, ShardId, VolumeId};
 use crate::time::{Duration, Instant};
 use crate::wire::head::Head;
@@ -190,6 +190,14 @@ pub enum Input<'a> {
     },
     /// Push and commit everything that is dirty now. Answered by [`Output::PushDone`].
     PushNow {
+        /// Comes back in the answer.
+        ticket: u64,
+    },
+    /// What of the volume's data stays in RAM from now on. The shards are told at once; it is in
+    /// the head, and so counts for later owners, when [`Output::PushDone`] answers.
+    SetBuffering {
+        /// What stays.
+        buffering: Buffering,
         /// Comes back in the answer.
         ticket: u64,
     },
@@ -328,7 +336,7 @@ pub enum Output {
         /// Of the query.
         op: OpId,
     },
-    /// The end of [`Input::PushNow`].
+    /// The end of [`Input::PushNow`] or [`Input::SetBuffering`].
     PushDone {
         /// Of the request.
         ticket: u64,
@@ -382,6 +390,8 @@ pub struct Attached {
     pub object_shift: u8,
     /// Seconds since 1970.
     pub created_unix_secs: u64,
+    /// What of its data stays in RAM.
+    pub buffering: Buffering,
     /// What the cache held of the volume is still good.
     pub ours: bool,
     /// Writes belong to this epoch.
@@ -728,6 +738,7 @@ fn attach(io: &mut Io<'_>, head: Head, superseded: Option<u32>, ours: bool) -> S
         blocks: held.head.blocks,
         object_shift: held.head.object_shift,
         created_unix_secs: held.head.created_unix_secs,
+        buffering: held.head.buffering,
         ours,
         open: held.open(),
         committed: held.committed(),
@@ -759,7 +770,7 @@ fn turn_away(io: &mut Io<'_>, state: State, input: Input<'_>) -> State {
         Input::Batch { batch, .. } => io.out.push_back(Output::DropBatch(batch)),
         Input::Fetch { shard, op, .. } => io.out.push_back(Output::FetchFailed { shard, op }),
         Input::Query { shard, op, .. } => io.out.push_back(Output::QueryFailed { shard, op }),
-        Input::PushNow { ticket } => {
+        Input::PushNow { ticket } | Input::SetBuffering { ticket, .. } => {
             io.out.push_back(Output::PushDone { ticket, committed: false });
         }
         Input::Detach if matches!(state, State::Idle | State::Claiming(_)) => {

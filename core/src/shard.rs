@@ -8,7 +8,7 @@
 //! Which file does what: `request` takes requests in and answers them, `read` collects blocks
 //! (`fill` brings them in), `write` puts them into the log, `discard` takes them away, `durable`
 //! waits for flushes, `push` hands closed epochs to the keeper, `reclaim` makes room in the log,
-//! `attach` takes in what recovery found, `index` keeps every reference to a block consistent.
+//! `attach` takes in what recovery found, `scrub` finds what is to be checked, `index` keeps every reference to a block consistent.
 
 mod attach;
 mod budget;
@@ -20,6 +20,7 @@ mod push;
 mod read;
 mod reclaim;
 mod request;
+mod scrub;
 mod task;
 mod volume;
 mod write;
@@ -41,6 +42,7 @@ use budget::Progress;
 pub use budget::{Budget, BudgetReport};
 use fill::{FILLS_MAX, Fills};
 use reclaim::Reclaim;
+pub use scrub::{LogRun, Scan, ScrubAt};
 use task::{Fifo, Tasks};
 use volume::Volume;
 
@@ -491,8 +493,11 @@ impl<'a> Shard<'a> {
         found
     }
 
-    /// Counts something for a task's volume and for the shard.
+    /// Counts something for a task's volume and for the shard, if a client wanted it.
     fn count(&mut self, task: u32, add: impl Fn(&mut Traffic)) {
+        if self.bypasses(task) {
+            return;
+        }
         let volume = self.tasks.get(task).volume;
         add(&mut self.volumes[volume].traffic);
         add(&mut self.traffic);
@@ -560,3 +565,6 @@ impl<'a> Shard<'a> {
         assert_eq!(dirty, by_volume, "dirty blocks by volume");
     }
 }
+
+#[cfg(test)]
+mod tests;

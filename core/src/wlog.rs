@@ -40,6 +40,8 @@ pub const fn meta_pages(segment_pages: u32) -> usize {
 pub enum Role {
     /// It held new data: now it is clean.
     Writing,
+    /// It held new data that is not kept in RAM.
+    Passing,
     /// It was pinned for the record.
     Pinned,
 }

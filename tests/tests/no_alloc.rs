@@ -11,7 +11,9 @@ use std::collections::VecDeque;
 
 use heeler_core::config::ShardConfig;
 use heeler_core::counters::Counts;
-use heeler_core::event::{Input, Output, Reply, Request, RequestKind, Status, ToKeeper, ToShard};
+use heeler_core::event::{
+    Advice, Input, Output, Reply, Request, RequestKind, Status, ToKeeper, ToShard,
+};
 use heeler_core::ids::{BLOCK_BYTES, BlockRef, Epoch, OpId, PageId, VolumeId};
 use heeler_core::limits::{OP_PAGES_MAX, REQUEST_BLOCKS_MAX};
 use heeler_core::recovery::{Recovered, RegionLayout};
@@ -333,7 +335,13 @@ impl<'a> World<'a> {
         self.next_id += 1;
         self.in_flight += 1;
         let id = self.next_id;
-        let request = Request { id, kind, fua, volume: VOLUME, object, offset, len };
+        let advice = match self.rng.below(8) {
+            0 => Advice::WillNeed,
+            1 => Advice::DontNeed,
+            2 => Advice::BypassClean,
+            _ => Advice::None,
+        };
+        let request = Request { id, kind, fua, advice, volume: VOLUME, object, offset, len };
         self.tell(Input::Request(request, &blocks[..given]));
     }
 

@@ -10,7 +10,7 @@ use super::cycle::{Cycle, broadcast};
 use super::map::{Map, Wanted};
 use super::store::{Call, Fault, Io, Request, Task};
 use super::{Input, Output, Owner, Phase, StoreResult};
-use crate::event::{ToKeeper, ToShard};
+use crate::event::{Buffering, ToKeeper, ToShard};
 use crate::ids::{BLOCK_BYTES, Epoch, OpId, ShardId};
 use crate::limits::MAP_PAGE_BLOCKS;
 use crate::time::{Duration, Instant};
@@ -29,6 +29,8 @@ pub(super) struct Held {
     open: Epoch,
     /// The image is as of this epoch (later than the head's, if nothing changed since).
     committed: Epoch,
+    /// What stays in RAM; the head has it when it is committed.
+    buffering: Buffering,
     map: Map,
     cycle: Option<Cycle>,
     /// The head that is being created.
@@ -61,6 +63,7 @@ impl Held {
         Self {
             open: Epoch::first_of_term(head.term),
             committed: head.epoch,
+            buffering: head.buffering,
             head,
             map: Map::new(),
             cycle: None,
@@ -86,6 +89,13 @@ impl Held {
             committed: self.committed,
         };
         broadcast(io, mail);
+        if self.buffering != Buffering::default() {
+            self.tell_buffering(io);
+        }
+    }
+
+    fn tell_buffering(&self, io: &mut Io<'_>) {
+        broadcast(io, ToShard::Buffering { volume: io.volume, buffering: self.buffering });
     }
 
     pub(super) fn open(&self) -> Epoch {
@@ -147,6 +157,12 @@ impl Held {
                 self.map.want(io, &self.head, wanted);
             }
             Input::PushNow { ticket } => {
+                self.tickets.push(ticket);
+                self.wanted = true;
+            }
+            Input::SetBuffering { buffering, ticket } => {
+                self.buffering = buffering;
+                self.tell_buffering(io);
                 self.tickets.push(ticket);
                 self.wanted = true;
             }
@@ -267,7 +283,7 @@ impl Held {
             && self.next.is_none()
             && cycle.settle(io, &self.head, &mut self.map)
         {
-            if !cycle.changed() {
+            if !cycle.changed() && self.buffering == self.head.buffering {
                 self.finish_cycle(io);
             } else if !self.commit(io, false) {
                 return Fate::Fenced(None);
@@ -303,6 +319,7 @@ impl Held {
             written_unix_secs: io.unix_secs,
             epoch: self.committed,
             released: release,
+            buffering: self.buffering,
             ..self.head.clone()
         };
         if let Some(cycle) = &self.cycle {

@@ -89,6 +89,7 @@ struct Pending {
 /// A shard as the keeper sees it.
 #[derive(Default)]
 struct ModelShard {
+    buffering: Buffering,
     open_epoch: u64,
     open: BTreeMap<usize, Block>,
     closed: BTreeMap<usize, Block>,
@@ -391,6 +392,7 @@ impl World {
                     shard.to_keeper.push_back(FromShard::Mail(ToKeeper::Dirtied { volume }));
                 }
             }
+            ToShard::Buffering { buffering, .. } => shard.buffering = buffering,
             ToShard::Freeze { next, .. } => {
                 assert!(shard.closed.is_empty(), "one push at a time");
                 let epoch = Epoch(shard.open_epoch);
@@ -1008,6 +1010,26 @@ fn pressure_starts_a_push_at_once() {
     world.feed(s, Input::Shard(ShardId(2), mail));
     assert_eq!(world.servers[s].keeper.phase(), Phase::Pushing);
     world.run_until(|world| world.newest().epoch > Epoch::ZERO);
+}
+
+#[test]
+fn what_stays_in_ram_is_committed_and_known_to_the_next_owner() {
+    let mut world = World::new(12);
+    let s = world.add();
+    world.attach(s, false);
+    let number = world.newest().number;
+    let buffering = Buffering { reads: true, writes: false };
+    for ticket in [1, 2] {
+        world.feed(s, Input::SetBuffering { buffering, ticket });
+        world.run_until(|world| world.servers[s].done.contains(&(ticket, true)));
+        let head = world.newest();
+        assert_eq!((head.buffering, head.number), (buffering, number + 1), "once is enough");
+    }
+    world.attach(s, false);
+    assert_eq!(world.servers[s].attached.as_ref().unwrap().buffering, buffering);
+    world.run_until(|world| {
+        world.servers[s].shards.iter().all(|shard| shard.buffering == buffering)
+    });
 }
 
 /// With the store gone, a miss fails after some attempts, and the push goes on for ever.

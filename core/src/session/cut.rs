@@ -1,7 +1,7 @@
 //! How a client's request is cut into requests to shards: at objects, at 128 KiB, at blocks.
 
 use super::{Issue, Payload};
-use crate::event::{Request, RequestKind};
+use crate::event::{Advice, Request, RequestKind};
 use crate::ids::{BLOCK_BYTES, BLOCK_SHIFT, ShardId, VolumeId, shard_of};
 use crate::limits::REQUEST_BLOCKS_MAX;
 
@@ -201,7 +201,9 @@ impl Op {
             offset &= !(BLOCK_BYTES as u32 - 1);
             len = end - offset;
         }
-        let request = Request { id, kind, fua: self.fua, volume: open.volume, object, offset, len };
+        let advice = if kind == RequestKind::Cache { Advice::WillNeed } else { Advice::default() };
+        let (fua, volume) = (self.fua, open.volume);
+        let request = Request { id, kind, fua, advice, volume, object, offset, len };
         (Issue { shard: shard_of(open.volume, object, shards), request, payload }, covers)
     }
 
@@ -242,7 +244,8 @@ impl Op {
 
 fn flush_of(id: u64, volume: VolumeId, shard: ShardId) -> Issue {
     let kind = RequestKind::Flush;
-    let request = Request { id, kind, fua: false, volume, object: 0, offset: 0, len: 0 };
+    let advice = Advice::default();
+    let request = Request { id, kind, fua: false, advice, volume, object: 0, offset: 0, len: 0 };
     Issue { shard, request, payload: Payload::None }
 }
 

@@ -6,7 +6,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
-use crate::event::RequestKind;
+use crate::event::{Advice, RequestKind};
 use crate::ids::shard_of;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;

@@ -33,6 +33,8 @@ pub(crate) struct Fill {
     pub(crate) level: Level,
     /// Put what came into the log too.
     pub(crate) admit: bool,
+    /// It is for a scrub.
+    pub(crate) scrub: bool,
     next: u32,
 }
 
@@ -53,6 +55,7 @@ impl Fills {
             waiters: Fifo::new(),
             level: Level::High,
             admit: false,
+            scrub: false,
             next: next(index),
         };
         Self { slots: (0..FILLS_MAX).map(fill).collect(), free: 0, used: 0 }
@@ -80,6 +83,7 @@ impl Fills {
         fill.at = at;
         fill.level = level;
         fill.admit = false;
+        fill.scrub = false;
         fill.pages.clear();
         fill.blocks.clear();
         self.free = free;

@@ -7,7 +7,6 @@
 //!   +---------------- Cleaning <----------------- Committed ----------------------------+
 //! ```
 
-use super::index::addr;
 use super::read::Collected;
 use super::task::{Held, HeldBlock, TaskKind};
 use super::volume::{Cursor, Phase};
@@ -17,7 +16,7 @@ use crate::event::{Output, PushRun, ToKeeper, ToShard};
 use crate::ids::{BlockRef, Epoch, OpId, VolumeId};
 use crate::limits::{LEAF_BLOCKS, ONODE_LEAVES, REQUEST_BLOCKS_MAX};
 use crate::onode::NIL;
-use crate::policy::{Hint, Level};
+use crate::policy::Level;
 
 /// Batches of a volume that the keeper may hold without having stored them.
 const BATCHES_MAX: u32 = 16;
@@ -31,6 +30,11 @@ impl Shard<'_> {
         match mail {
             ToShard::Attach { volume, object_shift, blocks, open, committed } => {
                 self.attach(volume, object_shift, blocks, open, committed);
+            }
+            ToShard::Buffering { volume, buffering } => {
+                if let Some(index) = self.volume_index(volume) {
+                    self.volumes[index].buffering = buffering;
+                }
             }
             ToShard::Freeze { volume, next } => self.close_epoch(volume, next),
             ToShard::Released { volume } => {
@@ -303,20 +307,21 @@ impl Shard<'_> {
             return (1, None, 0);
         }
         let crc = slot.crc[index];
-        let buffer = self.hold_version(onode, source, index, fill, Level::Low);
+        let buffer = self.hold_version(onode, source, index, fill, false);
         let page = self.buffers.page(buffer);
         (1, Some(Held::Buffer(buffer, page)), crc)
     }
 
     /// Pins one version of a block in RAM: its buffer, or a fill from the log. `fill` collects
-    /// neighbouring pages; a full or interrupted one is sent off.
+    /// neighbouring pages; a full or interrupted one is sent off. `shared`: others find the buffer,
+    /// as they must while its block's place in the log is not written.
     pub(super) fn hold_version(
         &mut self,
         onode: u32,
         leaf: u32,
         index: usize,
         fill: &mut u32,
-        level: Level,
+        shared: bool,
     ) -> BufferId {
         let slot = self.onodes.leaf(leaf);
         let (page, crc) = (slot.nvme[index], slot.crc[index]);
@@ -336,24 +341,15 @@ impl Shard<'_> {
             }
         }
         if *fill == NIL {
-            *fill = self.fills.start(page, level).expect("the caller saw to it");
+            *fill = self.fills.start(page, Level::Low).expect("the caller saw to it");
         }
-        if !self.onodes.leaf(leaf).is_shadow {
+        // A kept version belongs to no reader.
+        if shared && !self.onodes.leaf(leaf).is_shadow {
             let buffer = self.add_to_fill(*fill, onode, leaf, index, crc);
             self.buffers.pin(buffer);
             return buffer;
         }
-        // A kept version belongs to no reader: its buffer lives for this task only.
-        let page = self.take_page(Hint::NEW).expect("the caller saw to it");
-        let buffer = self
-            .buffers
-            .insert_filling(addr(leaf, index), page, Hint::NEW)
-            .expect("slots are always enough");
-        self.push_fill(*fill, onode, addr(leaf, index), buffer, crc);
-        self.buffers.pin(buffer);
-        let (_, page) = self.buffers.discard(buffer);
-        debug_assert!(page.is_none());
-        buffer
+        self.fill_privately(*fill, onode, leaf, index, crc)
     }
 
     /// A batch is complete: out with it.

@@ -13,11 +13,11 @@ use super::index::{addr, place};
 use super::task::{Held, HeldBlock, TaskKind};
 use super::{Op, Shard};
 use crate::buffer::{BufferId, State};
-use crate::event::{Output, RequestKind, Status};
+use crate::event::{Advice, Output, RequestKind, Status};
 use crate::ids::OpId;
 use crate::limits::{BATCH_BLOCKS_MAX, LEAF_BLOCKS, REQUEST_BLOCKS_MAX};
 use crate::onode::NIL;
-use crate::policy::Level;
+use crate::policy::{Hint, Level};
 
 /// The fill found zeroes in the store.
 const MARK_ZERO: u32 = NIL - 1;
@@ -47,6 +47,11 @@ pub(super) enum Collected {
     Stalled,
 }
 
+/// How dear what is filled is to its reader.
+fn level(keeps: bool) -> Level {
+    if keeps { Level::High } else { Level::Low }
+}
+
 impl Shard<'_> {
     /// Where a block is.
     pub(super) fn source(&self, onode: u32, block: u16) -> Source {
@@ -70,6 +75,43 @@ impl Shard<'_> {
         }
     }
 
+    /// Where a client's task finds a block: a scrub passes over clean data in RAM.
+    fn find(&self, task: u32, block: u16) -> Source {
+        let onode = self.tasks.get(task).onode;
+        let source = self.source(onode, block);
+        let Source::Ram(buffer) = source else { return source };
+        if !self.bypasses(task) || self.buffers.state(buffer) != State::Clean {
+            return source;
+        }
+        let (leaf, index) = self.onodes.block(onode, block).expect("it is in RAM");
+        let slot = self.onodes.leaf(leaf);
+        let page = slot.nvme[index];
+        let dirty = (slot.dirty[0] | slot.dirty[1]) & 1 << index != 0;
+        match page {
+            _ if dirty => source,
+            NIL => Source::Store,
+            page if self.log.is_unwritten(page) => source,
+            page => Source::Nvme(page),
+        }
+    }
+
+    /// Whether a client's task is a scrub.
+    pub(super) fn bypasses(&self, task: u32) -> bool {
+        self.tasks.get(task).request().advice == Advice::BypassClean
+    }
+
+    /// Whether what a client's task reads stays in RAM, and in the log.
+    fn keeps_reads(&self, task: u32) -> bool {
+        let task = self.tasks.get(task);
+        match task.request().advice {
+            Advice::WillNeed => true,
+            Advice::DontNeed => false,
+            Advice::None => self.volumes[task.volume].buffering.reads,
+            // What a scrub of the cache fetches again belongs there.
+            Advice::BypassClean => task.request().kind == RequestKind::Cache,
+        }
+    }
+
     /// Collects every unresolved block of a client's task. On `Waiting` the task is in a fill's
     /// queue and `resume` goes on with it.
     pub(super) fn collect(&mut self, task: u32) -> Collected {
@@ -86,6 +128,7 @@ impl Shard<'_> {
         }
         self.buffers.begin(self.tasks.get(task).held.len(), false);
         let onode = self.tasks.get(task).onode;
+        let keeps = self.keeps_reads(task);
         let mut at = 0;
         while at < self.tasks.get(task).held.len() {
             let block = self.tasks.get(task).held[at];
@@ -93,8 +136,7 @@ impl Shard<'_> {
                 at += 1;
                 continue;
             }
-            let source = self.source(onode, block.block);
-            at += match source {
+            at += match self.find(task, block.block) {
                 Source::Zero => {
                     self.count(task, |traffic| traffic.zero_blocks += 1);
                     self.hold(task, at, Held::Zero)
@@ -102,7 +144,9 @@ impl Shard<'_> {
                 Source::Lost => self.hold(task, at, Held::Lost),
                 Source::Ram(buffer) => {
                     self.count(task, |traffic| traffic.ram_blocks += 1);
-                    self.hit(onode, block.block, buffer);
+                    if keeps {
+                        self.hit(onode, block.block, buffer);
+                    }
                     self.hold_buffer(task, at, buffer)
                 }
                 Source::Nvme(page) => self.fill_from_device(task, at, page),
@@ -140,22 +184,30 @@ impl Shard<'_> {
     /// Starts a fill for the blocks from `at` on that lie in neighbouring pages of one segment.
     fn fill_from_device(&mut self, task: u32, at: usize, page: u32) -> usize {
         let onode = self.tasks.get(task).onode;
-        let fill = self.fills.start(page, Level::High).expect("collect saw to it");
+        let (keeps, bypasses) = (self.keeps_reads(task), self.bypasses(task));
+        let fill = self.fills.start(page, level(keeps)).expect("collect saw to it");
+        self.fills.get_mut(fill).scrub = bypasses;
         let segment = page / self.log.segment_pages();
         let mut count = 0;
         while let Some(block) = self.tasks.get(task).held.get(at + count).copied() {
             let next = page + count as u32;
             let follows = block.held == Held::Unresolved
-                && self.source(onode, block.block) == Source::Nvme(next)
+                && self.find(task, block.block) == Source::Nvme(next)
                 && next / self.log.segment_pages() == segment;
             if !follows {
                 break;
             }
             let (leaf, index) = self.onodes.block(onode, block.block).expect("it is on NVMe");
-            self.onodes.leaf_mut(leaf).referenced |= 1 << index;
             let crc = self.onodes.leaf(leaf).crc[index];
-            let buffer = self.add_to_fill(fill, onode, leaf, index, crc);
-            self.hold_buffer(task, at + count, buffer);
+            if bypasses {
+                let buffer = self.fill_privately(fill, onode, leaf, index, crc);
+                let page = self.buffers.page(buffer);
+                self.hold(task, at + count, Held::Buffer(buffer, page));
+            } else {
+                self.onodes.leaf_mut(leaf).referenced |= u16::from(keeps) << index;
+                let buffer = self.add_to_fill(fill, onode, leaf, index, crc);
+                self.hold_buffer(task, at + count, buffer);
+            }
             count += 1;
         }
         self.count(task, |traffic| traffic.nvme_blocks += count as u64);
@@ -173,7 +225,11 @@ impl Shard<'_> {
         crc: u32,
     ) -> BufferId {
         self.buffers.miss();
-        let hint = self.drop_buffer(leaf, index);
+        let mut hint = self.drop_buffer(leaf, index);
+        if self.fills.get(fill).level == Level::Low {
+            // That the block comes back is no use of it.
+            hint = Hint::NEW;
+        }
         // The leaf must outlive the eviction below even if it now says nothing.
         self.onodes.leaf_mut(leaf).bad |= 1 << index;
         let page = self.take_page(hint).expect("collect saw to it");
@@ -183,6 +239,23 @@ impl Shard<'_> {
             .insert_filling(addr(leaf, index), page, hint)
             .expect("slots are always enough");
         self.onodes.set_ram(leaf, index, buffer);
+        self.push_fill(fill, onode, addr(leaf, index), buffer, crc);
+        buffer
+    }
+
+    /// Adds a block to a fill whose buffer, pinned, lives for one task only: nobody else finds it,
+    /// and what is known of the block stays as it is.
+    pub(super) fn fill_privately(
+        &mut self,
+        fill: u32,
+        onode: u32,
+        leaf: u32,
+        index: usize,
+        crc: u32,
+    ) -> BufferId {
+        let page = self.take_page(Hint::NEW).expect("the caller saw to it");
+        let buffer = self.buffers.insert_private(addr(leaf, index), page);
+        let buffer = buffer.expect("slots are always enough");
         self.push_fill(fill, onode, addr(leaf, index), buffer, crc);
         buffer
     }
@@ -221,16 +294,26 @@ impl Shard<'_> {
         while held.get(at + wanted).is_some_and(|block| {
             block.held == Held::Unresolved
                 && block.block == first + wanted as u16
-                && self.source(onode, block.block) == Source::Store
+                && self.find(task, block.block) == Source::Store
         }) {
             wanted += 1;
         }
-        let stream = self.note_stream(onode, first, wanted);
+        let (keeps, bypasses) = (self.keeps_reads(task), self.bypasses(task));
+        let stream = !bypasses && self.note_stream(onode, first, wanted);
         let ahead = self.readahead(task, first, wanted, stream);
-        let fill = self.fills.start(NIL, Level::High).expect("collect saw to it");
+        let fill = self.fills.start(NIL, level(keeps)).expect("collect saw to it");
         let mut count = 0;
         for block in first..first + (wanted + ahead) as u16 {
             let Some((leaf, index)) = self.onodes.leaf_for(onode, block) else { break };
+            let buffer = self.onodes.leaf(leaf).ram[index];
+            if buffer.is_some() && self.buffers.is_resident(buffer) {
+                // A scrub passes over it.
+                let buffer = self.fill_privately(fill, onode, leaf, index, 0);
+                let page = self.buffers.page(buffer);
+                self.hold(task, at + count, Held::Buffer(buffer, page));
+                count += 1;
+                continue;
+            }
             let buffer = self.add_to_fill(fill, onode, leaf, index, 0);
             if count < wanted {
                 self.hold_buffer(task, at + count, buffer);
@@ -238,7 +321,8 @@ impl Shard<'_> {
             count += 1;
         }
         assert!(count >= wanted, "leaves were reserved");
-        self.fills.get_mut(fill).admit = !stream;
+        self.fills.get_mut(fill).admit = keeps && !stream;
+        self.fills.get_mut(fill).scrub = bypasses;
         self.count(task, |traffic| {
             traffic.store_blocks += wanted as u64;
             traffic.fetched_blocks += count as u64;
@@ -342,6 +426,10 @@ impl Shard<'_> {
             if mark != NIL && current {
                 self.drop_buffer(leaf, position);
             }
+            self.count_scrubbed(fill, block.onode, |scrubbed| {
+                scrubbed.sound_blocks += u64::from(sound);
+                scrubbed.damaged_blocks += u64::from(!sound);
+            });
             self.end_fill_block(fill, block, mark);
         }
         self.wake_fill(fill);
@@ -370,10 +458,9 @@ impl Shard<'_> {
         };
         let dirty = self.onodes.leaf(leaf).dirty;
         if (dirty[0] | dirty[1]) & bit == 0 {
-            log::warn!(
-                "object {object} block {block}: damaged on the cache device, fetching again"
-            );
+            log::warn!("object {object} block {block}: damaged on the cache device, repairing it");
             self.drop_log_page(leaf, index);
+            self.repair(onode, leaf, index);
             return MARK_AGAIN;
         }
         if !read {
@@ -411,6 +498,9 @@ impl Shard<'_> {
                 (true, None) => MARK_ZERO,
                 (false, _) => MARK_LOST,
             };
+            self.count_scrubbed(fill, block.onode, |scrubbed| {
+                scrubbed.repaired_blocks += u64::from(ok);
+            });
             if mark != NIL && current {
                 if mark == MARK_ZERO {
                     self.onodes.leaf_mut(leaf).zero |= 1 << position;

@@ -17,7 +17,6 @@ use super::{Shard, ZeroRange};
 use crate::ids::Epoch;
 use crate::limits::{LEAF_BLOCKS, REQUEST_BLOCKS_MAX};
 use crate::onode::NIL;
-use crate::policy::Level;
 use crate::wire::log::{Entry, EntryKind};
 use crate::wlog::{RESERVED_SEGMENTS, RecordBlock, Role};
 
@@ -216,7 +215,7 @@ impl Shard<'_> {
             let onode = slot.onode;
             let block = (usize::from(slot.position) * LEAF_BLOCKS + index) as u16;
             let object = self.onodes.get(onode).object;
-            let buffer = self.hold_version(onode, leaf, index, &mut fill, Level::Low);
+            let buffer = self.hold_version(onode, leaf, index, &mut fill, true);
             let held = Held::Buffer(buffer, self.buffers.page(buffer));
             let block = HeldBlock { held, object, block, extra: page };
             self.tasks.get_mut(task).held.push(block).expect("checked above");

@@ -1,7 +1,8 @@
 //! What a shard knows of a volume.
 
 use super::task::Fifo;
-use crate::counters::Traffic;
+use crate::counters::{Scrubbed, Traffic};
+use crate::event::Buffering;
 use crate::ids::{Epoch, VolumeId};
 use crate::onode::NIL;
 
@@ -64,8 +65,12 @@ pub(crate) struct Volume {
     pub(crate) pressed: bool,
     /// Writes whose acknowledgement waits until every shard has closed the epoch.
     pub(crate) held: Fifo,
+    /// What stays in RAM when a request says nothing else.
+    pub(crate) buffering: Buffering,
     /// What clients used.
     pub(crate) traffic: Traffic,
+    /// What scrubs found.
+    pub(crate) scrubbed: Scrubbed,
 }
 
 impl Volume {
@@ -97,7 +102,9 @@ impl Volume {
             dirtied: false,
             pressed: false,
             held: Fifo::new(),
+            buffering: Buffering::default(),
             traffic: Traffic::default(),
+            scrubbed: Scrubbed::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use super::request::span;
 use super::task::Held;
 use super::{Op, Shard};
 use crate::buffer::{BlockAddr, State};
-use crate::event::{Output, Status};
+use crate::event::{Advice, Output, Status};
 use crate::ids::{BLOCK_BYTES, BlockRef, OpId, PageId};
 use crate::limits::LEAF_BLOCKS;
 use crate::onode::NIL;
@@ -189,10 +189,21 @@ impl Shard<'_> {
         (leaf, index)
     }
 
+    /// Whether what a client's task writes stays in RAM.
+    fn keeps_writes(&self, task: u32) -> bool {
+        let task = self.tasks.get(task);
+        match task.request().advice {
+            Advice::WillNeed => true,
+            Advice::DontNeed | Advice::BypassClean => false,
+            Advice::None => self.volumes[task.volume].buffering.writes,
+        }
+    }
+
     /// Puts the write's blocks into the log; `false`: no room for (all of) them now.
     fn append(&mut self, task: u32) -> bool {
         let (first, count) = span(&self.tasks.get(task).request());
         let (volume, onode) = (self.tasks.get(task).volume, self.tasks.get(task).onode);
+        let role = if self.keeps_writes(task) { Role::Writing } else { Role::Passing };
         while usize::from(self.tasks.get(task).appended) < count {
             let done = usize::from(self.tasks.get(task).appended);
             let from = first + done as u16;
@@ -215,7 +226,7 @@ impl Shard<'_> {
             self.buffers.begin(count, true);
             for at in done..done + room {
                 let block = self.tasks.get(task).payload[at];
-                self.install(volume, onode, first + at as u16, block);
+                self.install((volume, onode), first + at as u16, block, role);
             }
             let slot = self.tasks.get_mut(task);
             slot.appended += room as u16;
@@ -242,7 +253,7 @@ impl Shard<'_> {
     }
 
     /// One new version of a block: in RAM, in the log, dirty in the open epoch.
-    fn install(&mut self, volume: usize, onode: u32, block: u16, new: BlockRef) {
+    fn install(&mut self, (volume, onode): (usize, u32), block: u16, new: BlockRef, role: Role) {
         let (leaf, index) = self.make_leaf(volume, onode, block);
         let hint = self.supersede(volume, leaf, index);
         let buffer = self
@@ -250,7 +261,7 @@ impl Shard<'_> {
             .insert_writing(addr(leaf, index), new.page, hint)
             .expect("slots are always enough");
         self.marks[buffer.0 as usize] = NIL;
-        let record = RecordBlock { crc: new.crc, buffer, role: Role::Writing };
+        let record = RecordBlock { crc: new.crc, buffer, role };
         let page = self.log.push_block(new.page, record);
         self.onodes.set_ram(leaf, index, buffer);
         self.onodes.leaf_mut(leaf).crc[index] = new.crc;
@@ -365,6 +376,13 @@ impl Shard<'_> {
         }
         match block.role {
             Role::Writing => self.buffers.finish(block.buffer, Level::High),
+            Role::Passing => {
+                if !self.buffers.is_detached(block.buffer) {
+                    let (leaf, index) = super::index::place(self.buffers.block(block.buffer));
+                    self.drop_buffer(leaf, index);
+                }
+                self.buffers.finish(block.buffer, Level::Low);
+            }
             Role::Pinned => self.buffers.unpin(block.buffer),
         }
     }

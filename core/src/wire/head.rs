@@ -15,7 +15,7 @@
 //! 96   claimed       u64, seconds since 1970
 //! 104  written       u64, seconds since 1970
 //! 112  object shift  u8, log2 of the object size in bytes
-//! 113  flags         u8: 1 = released
+//! 113  flags         u8: 1 = released, 2 = reads are not buffered, 4 = writes are not buffered
 //! 114  name length   u8
 //! 115  host length   u8
 //! 116  map pages     u32
@@ -34,6 +34,7 @@ use alloc::vec::Vec;
 
 use super::frame::{self, FormatError, Reader};
 use super::names::{Nonce, Uuid, valid_name};
+use crate::event::Buffering;
 use crate::ids::{BLOCK_SHIFT, Crc32c, Epoch};
 use crate::limits::{MAP_PAGE_BLOCKS, OBJECT_SHIFT_MAX, OBJECT_SHIFT_MIN};
 
@@ -71,6 +72,8 @@ pub struct Head {
     pub object_shift: u8,
     /// The owner has given the volume up: anyone may claim it.
     pub released: bool,
+    /// What of the volume's data a cache keeps in RAM.
+    pub buffering: Buffering,
     /// The volume's name.
     pub name: String,
     /// The owner's host.
@@ -102,6 +105,7 @@ impl Head {
             written_unix_secs: unix_secs,
             object_shift,
             released: true,
+            buffering: Buffering::default(),
             name: name.into(),
             host: String::new(),
             pages: BTreeMap::new(),
@@ -146,7 +150,9 @@ impl Head {
         {
             bytes.extend_from_slice(&field.to_le_bytes());
         }
-        let flags = if self.released { FLAG_RELEASED } else { 0 };
+        let flags = if self.released { FLAG_RELEASED } else { 0 }
+            | if self.buffering.reads { 0 } else { FLAG_UNBUFFERED_READS }
+            | if self.buffering.writes { 0 } else { FLAG_UNBUFFERED_WRITES };
         let (name_len, host_len) = (self.name.len() as u8, self.host.len() as u8);
         bytes.extend_from_slice(&[self.object_shift, flags, name_len, host_len]);
         for count in [self.pages.len() as u32, 0, 0] {
@@ -198,10 +204,7 @@ impl Head {
         if !valid_object_shift(object_shift) {
             return reader.bad(1, "object size");
         }
-        let flags = reader.u8()?;
-        if flags & !FLAG_RELEASED != 0 {
-            return reader.bad(1, "flags");
-        }
+        let (released, buffering) = read_flags(&mut reader)?;
         let (name_len, host_len) = (reader.u8()?, reader.u8()?);
         let page_count = reader.u32()?;
         if reader.u64()? != 0 {
@@ -224,7 +227,8 @@ impl Head {
             claimed_unix_secs,
             written_unix_secs,
             object_shift,
-            released: flags & FLAG_RELEASED != 0,
+            released,
+            buffering,
             name,
             host,
             pages: BTreeMap::new(),
@@ -259,6 +263,18 @@ pub const fn valid_object_shift(shift: u8) -> bool {
     OBJECT_SHIFT_MIN <= shift as u32 && shift as u32 <= OBJECT_SHIFT_MAX
 }
 
+fn read_flags(reader: &mut Reader<'_>) -> Result<(bool, Buffering), FormatError> {
+    let flags = reader.u8()?;
+    if flags & !FLAGS != 0 {
+        return reader.bad(1, "flags");
+    }
+    let buffering = Buffering {
+        reads: flags & FLAG_UNBUFFERED_READS == 0,
+        writes: flags & FLAG_UNBUFFERED_WRITES == 0,
+    };
+    Ok((flags & FLAG_RELEASED != 0, buffering))
+}
+
 fn text(reader: &mut Reader<'_>, len: u8, what: &'static str) -> Result<String, FormatError> {
     match core::str::from_utf8(reader.slice(len.into())?) {
         Ok(text) => Ok(text.into()),
@@ -269,11 +285,16 @@ fn text(reader: &mut Reader<'_>, len: u8, what: &'static str) -> Result<String, 
 const FIXED_BYTES: usize = 128;
 const PAGE_BYTES: usize = 12;
 const FLAG_RELEASED: u8 = 1;
+const FLAG_UNBUFFERED_READS: u8 = 2;
+const FLAG_UNBUFFERED_WRITES: u8 = 4;
+const FLAGS: u8 = FLAG_RELEASED | FLAG_UNBUFFERED_READS | FLAG_UNBUFFERED_WRITES;
 const MAGIC: [u8; 8] = *b"HEELHEAD";
 const VERSION: u32 = 1;
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use super::*;
     use crate::wire::frame::tests::{crc32c, reseal};
 
@@ -297,7 +318,11 @@ mod tests {
 
     #[test]
     fn comes_back() {
-        for head in [sample(), Head::first(VOLUME, "a", 1, 16, 0)] {
+        let mut heads = vec![sample(), Head::first(VOLUME, "a", 1, 16, 0)];
+        for (reads, writes) in [(true, false), (false, true), (false, false)] {
+            heads.push(Head { buffering: Buffering { reads, writes }, ..sample() });
+        }
+        for head in heads {
             let bytes = head.encode(crc32c);
             assert_eq!(Head::decode(&bytes, VOLUME, head.number, crc32c), Ok(head));
         }
@@ -330,7 +355,7 @@ mod tests {
             (44, &[5], FormatError::Field { at: 40, what: "epoch" }),
             (80, &[0; 8], FormatError::Field { at: 80, what: "size" }),
             (112, &[23], FormatError::Field { at: 112, what: "object size" }),
-            (113, &[2], FormatError::Field { at: 113, what: "flags" }),
+            (113, &[8], FormatError::Field { at: 113, what: "flags" }),
             (120, &[1], FormatError::Field { at: 120, what: "snapshots or parents" }),
             (128, b"/", FormatError::Field { at: 128, what: "name" }),
             (133, &[0xff], FormatError::Field { at: 133, what: "host" }),

@@ -4,6 +4,8 @@
 use heeler_core::ages::WINDOWS;
 use serde::{Deserialize, Serialize};
 
+use crate::setting::Setting;
+
 /// What is asked.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
@@ -13,7 +15,13 @@ pub(crate) enum Request {
     /// [`Status`].
     Status,
     /// Answered by nothing.
-    VolumeCreate { name: String, size_bytes: u64, object_bytes: u64 },
+    VolumeCreate {
+        name: String,
+        size_bytes: u64,
+        object_bytes: u64,
+        buffered_read: bool,
+        buffered_write: bool,
+    },
     /// A list of [`VolumeLine`].
     VolumeList,
     /// [`VolumeInfo`].
@@ -22,6 +30,10 @@ pub(crate) enum Request {
     VolumeDelete { name: String, force: bool },
     /// Answered by nothing, when it is done.
     VolumePush { name: String },
+    /// Answered by nothing, when the store has it.
+    VolumeSet { name: String, settings: Vec<Setting> },
+    /// [`Scrubbed`], when it is done.
+    VolumeScrub { name: String },
     /// [`CacheReport`], of one shard or of all; of one volume or of all.
     CacheInfo { volume: Option<String>, shard: Option<u16> },
     /// Answered by nothing, when it is done.
@@ -78,6 +90,9 @@ pub(crate) struct VolumeInfo {
     pub(crate) stored_bytes: u64,
     pub(crate) packs: u64,
     pub(crate) pack_bytes: u64,
+    /// Whether what was read, and what was written, stays in RAM.
+    pub(crate) buffered_read: bool,
+    pub(crate) buffered_write: bool,
     /// Of a server's own volume.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) push: Option<PushInfo>,
@@ -105,6 +120,18 @@ pub(crate) struct PushInfo {
 pub(crate) struct Deleted {
     pub(crate) objects: u64,
     pub(crate) bytes: u64,
+}
+
+/// What a scrub found.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Scrubbed {
+    /// Read from the cache device.
+    pub(crate) checked_bytes: u64,
+    /// Of these: not to be read, or not as their checksums say.
+    pub(crate) damaged_blocks: u64,
+    /// Of these: there again, from RAM or the store. The others had not been pushed yet, or the
+    /// store could not give them.
+    pub(crate) repaired_blocks: u64,
 }
 
 /// What a purge dropped.

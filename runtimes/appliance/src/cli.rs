@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use heeler_core::policy::Policy;
 use heeler_replay::{CacheSize, SizeError};
 
+use crate::setting::{Setting, Switch};
 use crate::settings::Listen;
 use crate::size::Size;
 
@@ -32,7 +33,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve volumes until SIGTERM or SIGINT
     Serve(ServeArgs),
-    /// Make, list, inspect, delete or push volumes
+    /// Make, list, inspect, delete, push, set or scrub volumes
     Volume {
         #[command(subcommand)]
         command: VolumeCommand,
@@ -122,6 +123,12 @@ pub(crate) enum VolumeCommand {
         /// The unit in which it is spread over shards: a power of two, 64K to 4M
         #[arg(long, value_name = "SIZE", default_value = "4M")]
         object_size: Size,
+        /// Whether what was read stays in RAM
+        #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
+        buffered_read: Switch,
+        /// Whether what was written stays in RAM
+        #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
+        buffered_write: Switch,
         #[command(flatten)]
         store: StoreArgs,
     },
@@ -155,6 +162,22 @@ pub(crate) enum VolumeCommand {
     },
     /// Push everything dirty to the store and commit it
     Push {
+        /// Which
+        name: String,
+    },
+    /// Change what stays in RAM, also while clients are attached
+    Set {
+        /// Which
+        name: String,
+        /// What: buffered-read=on|off, buffered-write=on|off
+        #[arg(required = true, value_name = "NAME=VALUE")]
+        settings: Vec<Setting>,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Read everything that the cache device holds of a served volume, compare it with its
+    /// checksums, and repair what is damaged from RAM or the store
+    Scrub {
         /// Which
         name: String,
     },
@@ -335,8 +358,31 @@ mod tests {
     }
 
     #[test]
+    fn volumes_are_set() {
+        let cli = parse("heeler volume set web buffered-write=off buffered-read=on").unwrap();
+        let Command::Volume { command: VolumeCommand::Set { name, settings, .. } } = cli.command
+        else {
+            panic!()
+        };
+        assert_eq!(name, "web");
+        assert_eq!(settings, [Setting::BufferedWrite(false), Setting::BufferedRead(true)]);
+        let cli = parse("heeler volume create web --size 1G --buffered-write off").unwrap();
+        let Command::Volume {
+            command: VolumeCommand::Create { buffered_read, buffered_write, .. },
+        } = cli.command
+        else {
+            panic!()
+        };
+        assert_eq!((buffered_read, buffered_write), (Switch::On, Switch::Off));
+    }
+
+    #[test]
     fn usage_errors_exit_with_2() {
         for line in [
+            "heeler volume set web",
+            "heeler volume set web size=on",
+            "heeler volume set web buffered-write=maybe",
+            "heeler volume create web --size 1G --buffered-read maybe",
             "heeler",
             "heeler serve --listen 10809",
             "heeler serve --memory lots",

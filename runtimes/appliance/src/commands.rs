@@ -3,14 +3,16 @@
 
 use serde::Serialize;
 
-use crate::api::{CacheReport, Deleted, Purged, Request, Status, VolumeInfo, VolumeLine};
+use crate::api::{CacheReport, Deleted, Purged, Request, Scrubbed, Status, VolumeInfo, VolumeLine};
 use crate::cli::{CacheCommand, StoreArgs, VolumeCommand};
 use crate::client::{Bar, Server};
 use crate::lines;
-use crate::server::new_volume;
+use crate::server::{new_volume, set_stored_buffering};
+use crate::setting::Setting;
 use crate::settings::Common;
 use crate::show;
 use crate::size::Size;
+use heeler_core::event::Buffering;
 use heeler_store::{Place, Store, volumes};
 
 /// `heeler status`.
@@ -50,15 +52,19 @@ pub(crate) fn cache(common: Common<'_>, command: &CacheCommand) -> Result<(), St
 /// `heeler volume ...`.
 pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), String> {
     match command {
-        VolumeCommand::Create { name, size, object_size, store } => {
+        VolumeCommand::Create { name, size, object_size, buffered_read, buffered_write, store } => {
+            let buffering =
+                Buffering { reads: (*buffered_read).into(), writes: (*buffered_write).into() };
             match Target::find(common, store, true)? {
                 Target::Server(mut server) => server.ask(&Request::VolumeCreate {
                     name: name.clone(),
                     size_bytes: size.0,
                     object_bytes: object_size.0,
+                    buffered_read: buffering.reads,
+                    buffered_write: buffering.writes,
                 })?,
                 Target::Store(store) => {
-                    let new = new_volume(name, size.0, object_size.0)?;
+                    let new = new_volume(name, size.0, object_size.0, buffering)?;
                     run(volumes::create(&store, &new))?.map_err(|e| e.to_string())?;
                 }
             }
@@ -103,11 +109,48 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
                 Size(deleted.bytes)
             );
         }
+        VolumeCommand::Set { name, settings, store } => set(common, name, settings, store)?,
+        VolumeCommand::Scrub { name } => scrub(&mut Server::connect(&common.data()?)?, name)?,
         VolumeCommand::Push { name } => {
             let mut server = Server::connect(&common.data()?)?;
             push(&mut server, &Request::VolumePush { name: name.clone() })?;
             println!("everything that was dirty in {name} is in the store");
         }
+    }
+    Ok(())
+}
+
+fn set(
+    common: Common<'_>,
+    name: &str,
+    settings: &[Setting],
+    store: &StoreArgs,
+) -> Result<(), String> {
+    match Target::find(common, store, false)? {
+        Target::Server(mut server) => {
+            server.ask(&Request::VolumeSet { name: name.into(), settings: settings.into() })?
+        }
+        Target::Store(store) => run(set_stored_buffering(&store, name, settings))??,
+    }
+    println!("volume {name} is set");
+    Ok(())
+}
+
+fn scrub(server: &mut Server, name: &str) -> Result<(), String> {
+    let bar = Bar::new("scrubbing");
+    let request = Request::VolumeScrub { name: name.into() };
+    let found: Scrubbed = server.ask_with(&request, &mut |done, total| bar.set(done, total))?;
+    drop(bar);
+    println!(
+        "checked {} of {name}: {} blocks damaged, {} repaired",
+        Size(found.checked_bytes),
+        found.damaged_blocks,
+        found.repaired_blocks
+    );
+    if found.damaged_blocks > found.repaired_blocks {
+        return Err("some damaged blocks had not been pushed, or could not be fetched: the \
+                    server's log names them"
+            .into());
     }
     Ok(())
 }

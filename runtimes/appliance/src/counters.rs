@@ -1,7 +1,7 @@
 //! What the shards count, as it is shown.
 
 use heeler_core::ages::WINDOWS;
-use heeler_core::counters::{Counts, Traffic};
+use heeler_core::counters::{Counts, Scrubbed, Traffic};
 use heeler_core::ids::VolumeId;
 use heeler_core::onode::META_UNIT_BYTES;
 use heeler_driver::control::VolumeStatus;
@@ -55,6 +55,29 @@ pub(crate) fn shares_of(
     volume: VolumeId,
 ) -> impl Iterator<Item = &VolumeShare> {
     shards.iter().flat_map(|shard| &shard.volumes).filter(move |share| share.volume == volume)
+}
+
+/// Where the scrub of a volume stands.
+#[derive(Debug)]
+pub(crate) struct ScrubState {
+    pub(crate) running: bool,
+    /// Between 0 and 1.
+    pub(crate) part_done: f64,
+    /// By this scrub and those before.
+    pub(crate) found: Scrubbed,
+}
+
+/// Where the scrub of a volume stands, if the shards have the volume.
+pub(crate) fn scrub_of(shards: &[ShardStatus], volume: VolumeId) -> Option<ScrubState> {
+    let shares = || shares_of(shards, volume);
+    shares().next()?;
+    let part = |(done, all): (u32, u32)| f64::from(done) / f64::from(all.max(1));
+    let parts = shares().map(|share| share.scrubbing.map_or(1.0, part));
+    Some(ScrubState {
+        running: shares().any(|share| share.scrubbing.is_some()),
+        part_done: parts.sum::<f64>() / shares().count() as f64,
+        found: shares().map(|share| share.scrubbed).fold(Scrubbed::default(), Scrubbed::plus),
+    })
 }
 
 fn memory(shard: &ShardStatus) -> MemoryInfo {

@@ -12,6 +12,7 @@ mod lines;
 mod replay;
 mod serve;
 mod server;
+mod setting;
 mod settings;
 mod show;
 mod size;

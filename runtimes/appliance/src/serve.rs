@@ -14,6 +14,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use heeler_core::event::Buffering;
 use heeler_core::ids::VolumeId;
 use heeler_core::wire::names::Uuid;
 use heeler_driver::control::{Control, Logged, Setup, VolumeStatus};
@@ -180,7 +181,7 @@ async fn find_volumes(server: Rc<Server>, takeover: bool) -> String {
 
 async fn create_first(store: &Store) -> Result<(), StoreError> {
     let (name, size) = FIRST_VOLUME;
-    let new = new_volume(name, size, 4 << 20).expect("a sound volume");
+    let new = new_volume(name, size, 4 << 20, Buffering::default()).expect("a sound volume");
     match volumes::create(store, &new).await {
         Ok(_) => {
             log::info!("the store had no volume: made {name} of {}", Size(size));

@@ -10,6 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use heeler_core::counters::Counts;
+use heeler_core::event::Buffering;
 use heeler_core::ids::VolumeId;
 use heeler_core::mailbox::Parker;
 use heeler_core::time::Instant;
@@ -20,19 +22,20 @@ use heeler_driver::mail::{CoreStatus, ShardStatus};
 use heeler_driver::start::CacheDevice;
 use heeler_driver::wires;
 use heeler_store::Store;
-use heeler_store::volumes::{self, NewVolume};
+use heeler_store::volumes::{self, NewVolume, VolumeError};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot};
 
 use crate::api::{
-    Answer, CacheInfo, CacheReport, CoreInfo, Deleted, Purged, Request, Status, StoreInfo,
-    VolumeInfo, VolumeLine,
+    Answer, CacheInfo, CacheReport, CoreInfo, Deleted, Purged, Request, Scrubbed, Status,
+    StoreInfo, VolumeInfo, VolumeLine,
 };
 use crate::counters;
 use crate::files::SharedFile;
 use crate::lines::{self, bytes};
+use crate::setting::Setting;
 use crate::size::Size;
 use crate::store_io::{Requests, Wake};
 
@@ -241,9 +244,9 @@ impl Server {
         self.control.borrow().volumes().into_iter().find(|volume| volume.name == name)
     }
 
-    async fn create(&self, name: &str, size: u64, object: u64) -> Result<(), String> {
-        let new = new_volume(name, size, object)?;
-        let head = volumes::create(&self.store, &new).await.map_err(|e| e.to_string())?;
+    async fn create(&self, new: &NewVolume<'_>) -> Result<(), String> {
+        let name = new.name;
+        let head = volumes::create(&self.store, new).await.map_err(|e| e.to_string())?;
         self.add_volume(head.volume, name, false);
         loop {
             let Some(status) = self.find(name) else {
@@ -291,9 +294,61 @@ impl Server {
             let dirty = dirty_of(&self.report_shards().await, status.number);
             lines::better(&mut info.line, &status, Some(dirty));
             let since = status.keeper.dirty_since.map_or(0, |since| (self.now() - since).0);
+            if let Some(buffering) = status.buffering {
+                info.buffered_read = buffering.reads;
+                info.buffered_write = buffering.writes;
+            }
             info.push = Some(lines::push_info(&status, since / 1_000_000_000));
         }
         Ok(info)
+    }
+
+    /// Changes what stays in RAM: here at once, and in the store.
+    async fn set_buffering(&self, name: &str, settings: &[Setting]) -> Result<(), String> {
+        let served = self.find(name).filter(|status| status.state == "served");
+        let Some((volume, now)) = served.and_then(|status| Some((status.uuid, status.buffering?)))
+        else {
+            return set_stored_buffering(&self.store, name, settings).await;
+        };
+        let next = Setting::apply(settings, now);
+        let ticket = self.control.borrow_mut().set_buffering(self.now(), volume, next);
+        let ticket = ticket.ok_or_else(|| format!("volume '{name}' was removed"))?;
+        match self.wait_for(ticket).await {
+            Ok(Event::Pushed { committed: true, .. }) => Ok(()),
+            _ => Err(format!("volume '{name}' was lost before the store had the change")),
+        }
+    }
+
+    /// Reads all that the cache device holds of a volume, and says how far it is.
+    async fn scrub(&self, name: &str, out: &mut Lines) -> Result<Scrubbed, String> {
+        let served = self.find(name).filter(|status| status.state == "served");
+        let volume = served.ok_or_else(|| format!("this server serves no volume '{name}'"))?;
+        let lost = || format!("volume '{name}' was closed before the scrub was done");
+        let state = async || counters::scrub_of(&self.report_shards().await, volume.number);
+        let before = state().await.ok_or_else(lost)?;
+        if before.running {
+            return Err(format!("a scrub of volume '{name}' is under way"));
+        }
+        self.control.borrow_mut().scrub(volume.uuid);
+        loop {
+            // The question comes to the cores behind the order to scrub.
+            let now = state().await.ok_or_else(lost)?;
+            let found = now.found.since(before.found);
+            let checked_bytes = bytes(found.sound_blocks + found.damaged_blocks);
+            if !now.running {
+                return Ok(Scrubbed {
+                    checked_bytes,
+                    damaged_blocks: found.damaged_blocks,
+                    repaired_blocks: found.repaired_blocks,
+                });
+            }
+            let progress = Answer::Progress {
+                done_bytes: checked_bytes,
+                total_bytes: (checked_bytes as f64 / now.part_done.max(0.001)) as u64,
+            };
+            out.send(&progress).await?;
+            tokio::time::sleep(PROGRESS_EVERY).await;
+        }
     }
 
     async fn delete(&self, name: &str, force: bool) -> Result<Deleted, String> {
@@ -494,9 +549,21 @@ impl Server {
         Ok(match request {
             Request::Store => done(&self.facts.store_url),
             Request::Status => done(&self.status().await),
-            Request::VolumeCreate { name, size_bytes, object_bytes } => {
-                done(&self.create(&name, size_bytes, object_bytes).await?)
+            Request::VolumeCreate {
+                name,
+                size_bytes,
+                object_bytes,
+                buffered_read: reads,
+                buffered_write: writes,
+            } => {
+                let buffering = Buffering { reads, writes };
+                let new = new_volume(&name, size_bytes, object_bytes, buffering)?;
+                done(&self.create(&new).await?)
             }
+            Request::VolumeSet { name, settings } => {
+                done(&self.set_buffering(&name, &settings).await?)
+            }
+            Request::VolumeScrub { name } => done(&self.scrub(&name, out).await?),
             Request::VolumeList => done(&self.list(&self.report_shards().await).await),
             Request::VolumeInfo { name } => done(&self.info(&name).await?),
             Request::VolumeDelete { name, force } => done(&self.delete(&name, force).await?),
@@ -574,8 +641,30 @@ fn done<T: serde::Serialize>(value: &T) -> Answer {
     Answer::Done(serde_json::to_value(value).expect("answers are plain data"))
 }
 
+/// Changes what stays in RAM of a volume that no server has.
+pub(crate) async fn set_stored_buffering(
+    store: &Store,
+    name: &str,
+    settings: &[Setting],
+) -> Result<(), String> {
+    let change = |now| Setting::apply(settings, now);
+    let set = volumes::set_buffering(store, name, unix_secs(), change).await;
+    set.map_err(|e| match e {
+        VolumeError::InUse { name, host, .. } => format!(
+            "volume '{name}' belongs to a server on '{host}': set it there (name its data \
+             directory with --data), or stop that server"
+        ),
+        e => e.to_string(),
+    })
+}
+
 /// What a volume is made from, or why there can be none like it.
-pub(crate) fn new_volume(name: &str, size: u64, object: u64) -> Result<NewVolume<'_>, String> {
+pub(crate) fn new_volume(
+    name: &str,
+    size: u64,
+    object: u64,
+    buffering: Buffering,
+) -> Result<NewVolume<'_>, String> {
     if size == 0 || !size.is_multiple_of(bytes(1)) {
         return Err(format!("{size} bytes: the size must be a multiple of 4096, and not 0"));
     }
@@ -583,7 +672,8 @@ pub(crate) fn new_volume(name: &str, size: u64, object: u64) -> Result<NewVolume
         return Err(format!("objects of {object} bytes: the size must be a power of two"));
     }
     let object_shift = object.trailing_zeros() as u8;
-    Ok(NewVolume { name, blocks: size / bytes(1), object_shift, unix_secs: unix_secs() })
+    let blocks = size / bytes(1);
+    Ok(NewVolume { name, blocks, object_shift, unix_secs: unix_secs(), buffering })
 }
 
 /// All shards, in order.

@@ -6,6 +6,7 @@ use crate::api::{
     CacheInfo, CacheReport, MemoryInfo, ShardCounts, ShardReport, Status, TrafficCounts,
     VolumeInfo, VolumeLine, VolumeReport, Windows,
 };
+use crate::setting::Switch;
 use crate::size::Size;
 
 /// A list of volumes.
@@ -58,6 +59,9 @@ pub(crate) fn volume(info: &VolumeInfo) -> String {
             info.packs
         )),
     );
+    let stays = |on: bool| Some(Switch::of(on).into());
+    row("buffered read", stays(info.buffered_read));
+    row("buffered write", stays(info.buffered_write));
     if let Some(push) = &info.push {
         row("push", Some(push.phase.clone()));
         row("backlog", Some(Size(push.backlog_bytes).to_string()));
@@ -307,7 +311,7 @@ fn percent(part: u64, all: u64) -> u64 {
 fn fields(rows: &[(&str, String)]) -> String {
     let mut text = String::new();
     for (name, value) in rows {
-        writeln!(text, "{name:<13} {value}").expect("text grows");
+        writeln!(text, "{name:<14} {value}").expect("text grows");
     }
     text
 }

@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use heeler_core::event::{ToKeeper, ToShard};
+use heeler_core::event::{Buffering, ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, OpId, ShardId, VolumeId};
 use heeler_core::keeper::{
     self, BatchHandle, Input, Keeper, Output, PackRead, Refusal, Start, StoreOp, StoreResult,
@@ -183,7 +183,7 @@ pub enum Event {
         /// Why, and what to do.
         reason: String,
     },
-    /// The end of [`Control::push`].
+    /// The end of [`Control::push`] or [`Control::set_buffering`].
     Pushed {
         /// Of the request.
         ticket: Ticket,
@@ -457,6 +457,32 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         let ticket = self.ticket();
         self.feed(now, index, Input::PushNow { ticket: ticket.0 });
         Some(ticket)
+    }
+
+    /// Says what of the volume's data stays in RAM from now on. [`Event::Pushed`] says that the store
+    /// knows it too. `None` if there is no such volume.
+    pub fn set_buffering(
+        &mut self,
+        now: Instant,
+        volume: Uuid,
+        buffering: Buffering,
+    ) -> Option<Ticket> {
+        let index = self.index(volume)?;
+        let ticket = self.ticket();
+        if let Some(attached) = &mut self.volumes[index].attached {
+            attached.buffering = buffering;
+        }
+        self.feed(now, index, Input::SetBuffering { buffering, ticket: ticket.0 });
+        Some(ticket)
+    }
+
+    /// Reads all that the cache device holds of the volume, to check it. Reports tell how far it is
+    /// and what it found.
+    pub fn scrub(&mut self, volume: Uuid) {
+        if let Some(index) = self.index(volume) {
+            let volume = self.volumes[index].number;
+            self.links.send_to_all(|| FromControl::Scrub { volume });
+        }
     }
 
     /// Asks every core for its figures. What was sent to the cores before has been taken by then.

@@ -15,7 +15,7 @@ use std::mem;
 use std::sync::Arc;
 
 use heeler_core::counters::Traffic;
-use heeler_core::event::{Input, Output, Rejected, Reply, Request, ToShard};
+use heeler_core::event::{Input, Output, Rejected, Reply, Request, Status, ToShard};
 use heeler_core::ids::{BLOCK_BYTES, CoreId, OpId, PageId, ShardId, VolumeId};
 use heeler_core::limits::BATCH_BLOCKS_MAX;
 use heeler_core::mailbox::{Parker, PopError, Receiver};
@@ -29,6 +29,7 @@ use crate::mail::{
     Blocks, CoreMail, CoreStatus, FetchedPiece, FromControl, ShardStatus, ToControl, VolumeShare,
 };
 use crate::post::Post;
+use crate::scrub::{SCRUB_ID, Scrub, Step};
 use crate::windows::{INTERVAL, ShardCounts, Windows};
 use crate::wires::{CoreWires, Event};
 
@@ -86,6 +87,8 @@ struct Host<'a> {
     past: Windows<ShardCounts>,
     /// The volumes that the shard was told of, and what it counted for them.
     volumes: Vec<(VolumeId, Windows<Traffic>)>,
+    /// Scrubs, which have their turn one after the other.
+    scrubs: VecDeque<Scrub>,
 }
 
 impl Host<'_> {
@@ -107,6 +110,15 @@ impl Host<'_> {
         }
     }
 
+    /// The request of the scrub whose turn it is has been answered.
+    fn scrub_answered(&mut self, status: Status) {
+        let scrub = self.scrubs.front_mut().expect("a scrub ends after its last request");
+        scrub.answered();
+        if status == Status::Gone {
+            self.scrubs.pop_front();
+        }
+    }
+
     fn status(&self, now: Instant) -> ShardStatus {
         let onodes = self.shard.onodes();
         let share = |(volume, past): &(VolumeId, Windows<Traffic>)| {
@@ -115,6 +127,12 @@ impl Host<'_> {
                 volume: *volume,
                 dirty_blocks: self.shard.volume_dirty_blocks(*volume)?,
                 traffic: past.spans(now, traffic),
+                scrubbed: self.shard.volume_scrubbed(*volume)?,
+                scrubbing: self
+                    .scrubs
+                    .iter()
+                    .find(|scrub| scrub.volume == *volume)
+                    .map(|scrub| self.shard.scrub_progress(scrub.at)),
             })
         };
         ShardStatus {
@@ -184,6 +202,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
                 backlog: VecDeque::new(),
                 past: Windows::new(Instant(0)),
                 volumes: Vec::new(),
+                scrubs: VecDeque::new(),
             }
         };
         Self {
@@ -484,6 +503,11 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                     self.tell(host, Input::Purge { force });
                 }
             }
+            FromControl::Scrub { volume } => {
+                for host in &mut self.hosts {
+                    host.scrubs.push_back(Scrub::new(volume));
+                }
+            }
             FromControl::Report { ticket } => {
                 let (core, status) = (self.core, self.status());
                 self.post.send_to_control(ToControl::Status { ticket, core, status });
@@ -511,6 +535,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         let mut any = false;
         for at in 0..self.hosts.len() {
             self.retry_backlog(at);
+            any |= self.step_scrub(at);
             let host = &self.hosts[at];
             if host.touched || host.shard.poll_timeout().is_some_and(|when| when <= self.now) {
                 self.tell(at, Input::Turn);
@@ -519,6 +544,19 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
             }
         }
         any
+    }
+
+    /// Goes on with a shard's scrub; true if it has something to do in the next round.
+    fn step_scrub(&mut self, at: usize) -> bool {
+        let host = &mut self.hosts[at];
+        let Some(scrub) = host.scrubs.front_mut() else { return false };
+        match scrub.step(&host.shard) {
+            Step::Wait => return false,
+            Step::Later => {}
+            Step::Ask(request) => self.ask(at, request, &[]),
+            Step::End => _ = host.scrubs.pop_front(),
+        }
+        true
     }
 
     fn retry_backlog(&mut self, at: usize) {
@@ -660,6 +698,9 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
 
     /// Brings a reply to the connection that asked, here or on another core.
     fn pass_on(&mut self, at: usize, reply: Reply) {
+        if reply.id == SCRUB_ID {
+            return self.hosts[at].scrub_answered(reply.status);
+        }
         let host = &self.hosts[at];
         let core = core_of_id(reply.id);
         if core != self.core {

@@ -12,6 +12,7 @@ mod device;
 mod front;
 pub mod mail;
 mod post;
+mod scrub;
 pub mod start;
 mod transit;
 pub mod windows;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use heeler_core::buffer;
-use heeler_core::counters::Traffic;
+use heeler_core::counters::{Scrubbed, Traffic};
 use heeler_core::event::{PushRun, Reply, Request, ToKeeper, ToShard};
 use heeler_core::ids::{BlockRef, CoreId, Epoch, OpId, ShardId, VolumeId};
 use heeler_core::limits::REQUEST_BLOCKS_MAX;
@@ -126,6 +126,10 @@ pub struct VolumeShare {
     pub dirty_blocks: u64,
     /// What its clients used.
     pub traffic: Spans<Traffic>,
+    /// What scrubs found.
+    pub scrubbed: Scrubbed,
+    /// A scrub is under way: how far it is (done, of so much).
+    pub scrubbing: Option<(u32, u32)>,
 }
 
 /// From a data core to the control thread.
@@ -240,6 +244,11 @@ pub enum FromControl {
     Purge {
         /// Dirty blocks too.
         force: bool,
+    },
+    /// Read all that the log holds of a volume in this core's shards, to check it.
+    Scrub {
+        /// The volume.
+        volume: VolumeId,
     },
     /// Report the core's state.
     Report {

@@ -69,12 +69,21 @@ impl Transit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use heeler_core::event::RequestKind;
+    use heeler_core::event::{Advice, RequestKind};
     use heeler_core::ids::VolumeId;
 
     fn write(offset: u32, len: u32) -> Request {
         let (kind, volume) = (RequestKind::Write, VolumeId(1));
-        Request { id: 0, kind, fua: false, volume, object: 0, offset, len }
+        Request {
+            id: 0,
+            kind,
+            fua: false,
+            advice: Advice::default(),
+            volume,
+            object: 0,
+            offset,
+            len,
+        }
     }
 
     #[test]

@@ -4,9 +4,9 @@ mod rig;
 
 use std::collections::BTreeMap;
 
-use heeler_core::counters::{Counts, Traffic};
+use heeler_core::counters::{Counts, Scrubbed, Traffic};
 use heeler_core::event::ToKeeper;
-use heeler_core::ids::shard_of;
+use heeler_core::ids::{VolumeId, shard_of};
 use heeler_core::shard::ShardCounters;
 use heeler_core::time::Duration;
 use heeler_driver::OpenError;
@@ -320,6 +320,39 @@ fn what_happened_is_told_apart_by_when_and_an_idle_core_sleeps() {
     assert_eq!(traffic(&mut rig), [late, early.plus(late), early.plus(late)]);
     rig.now = rig.now + Duration::from_secs(400);
     assert_eq!(traffic(&mut rig), [Traffic::default(), Traffic::default(), early.plus(late)]);
+}
+
+#[test]
+fn a_scrub_reads_all_that_the_log_holds_of_a_volume() {
+    let mut rig = Rig::new(new_disk(11), 2, 11);
+    let client = rig.connect(0, true);
+    rig.clients[client].write(0, &pattern(3, 300 * 4096));
+    ok(&mut rig, client);
+    rig.push();
+    rig.settle();
+    for core in 0..2 {
+        rig.tell(core, FromControl::Scrub { volume: VOLUME });
+        rig.tell(core, FromControl::Scrub { volume: VolumeId(9) });
+        rig.tell(core, FromControl::Report { ticket: 1 });
+    }
+    // A client's requests have their turn meanwhile.
+    rig.clients[client].read(0, 8 * 4096);
+    ok(&mut rig, client);
+    rig.settle();
+    for core in 0..2 {
+        rig.tell(core, FromControl::Report { ticket: 2 });
+    }
+    rig.settle();
+    let shares = |from: usize| {
+        let statuses = rig.heard.statuses[from..from + 2].iter();
+        let shares = statuses.flat_map(|status| &status.shards).flat_map(|shard| &shard.volumes);
+        shares.map(|share| (share.scrubbing.is_some(), share.scrubbed)).collect::<Vec<_>>()
+    };
+    assert!(shares(0).iter().any(|(running, _)| *running));
+    assert!(shares(2).iter().all(|(running, _)| !running));
+    let found = shares(2).iter().fold(Scrubbed::default(), |sum, (_, found)| sum.plus(*found));
+    assert_eq!(found, Scrubbed { sound_blocks: 300, ..Scrubbed::default() });
+    rig.check(TRANSIT);
 }
 
 #[test]

@@ -416,6 +416,7 @@ const PACKS_MAX: usize = 4;
 
 #[cfg(test)]
 mod tests {
+    use heeler_core::event::Buffering;
     use heeler_core::wire::map_page::{PackRef, Update};
     use heeler_core::wire::pack::Run;
     use object_store::PutPayload;
@@ -446,7 +447,13 @@ mod tests {
         async fn new() -> Self {
             let store = Store::open(StoreConfig::new(Place::Memory)).expect("memory opens");
             let blocks = MAP_PAGE_BLOCKS as u64 * 3 / 2;
-            let new = NewVolume { name: "disk0", blocks, object_shift: 22, unix_secs: 1 };
+            let new = NewVolume {
+                name: "disk0",
+                blocks,
+                object_shift: 22,
+                unix_secs: 1,
+                buffering: Buffering::default(),
+            };
             let made = volumes::create(&store, &new).await.expect("creates");
             let claim = Head { number: 2, term: 2, ..made };
             let head = Head {

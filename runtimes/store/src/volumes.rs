@@ -9,6 +9,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use heeler_core::event::Buffering;
 use heeler_core::ids::{BLOCK_BYTES, Crc32c};
 use heeler_core::limits::NAME_BYTES_MAX;
 use heeler_core::wire::head::{Head, VOLUME_BLOCKS_MAX, valid_object_shift};
@@ -31,6 +32,8 @@ pub struct NewVolume<'a> {
     pub object_shift: u8,
     /// Now: seconds since 1970.
     pub unix_secs: u64,
+    /// What of its data caches keep in RAM.
+    pub buffering: Buffering,
 }
 
 /// One line of a list of volumes.
@@ -153,6 +156,7 @@ pub async fn create(store: &Store, new: &NewVolume<'_>) -> Result<Head, VolumeEr
     }
     let uuid = random_uuid()?;
     let head = Head::first(uuid, new.name, new.blocks, new.object_shift, new.unix_secs);
+    let head = Head { buffering: new.buffering, ..head };
     let head_key = names::head_key(uuid, head.number);
     let name = Bytes::from(names::encode_name(uuid));
     let created = match create_settled(store, &head_key, head.encode(CRC32C).into()).await {
@@ -174,6 +178,53 @@ pub async fn create(store: &Store, new: &NewVolume<'_>) -> Result<Head, VolumeEr
         log::warn!("a head that nothing points at stays behind: {e}");
     }
     Err(error)
+}
+
+/// Changes what of a volume's data caches keep in RAM, while nobody owns it: `change` gets what is
+/// so now and gives what shall be.
+///
+/// # Errors
+/// `InUse`: its owner must be asked. `Missing`, `Broken`, `Name` or `Store`; after a `Store` error
+/// of kind `Timeout` it may be changed.
+pub async fn set_buffering(
+    store: &Store,
+    name: &str,
+    unix_secs: u64,
+    change: impl Fn(Buffering) -> Buffering,
+) -> Result<(), VolumeError> {
+    for _ in 0..HEAD_ATTEMPTS {
+        let head = named_head(store, name).await?;
+        if !head.released {
+            return Err(VolumeError::InUse {
+                name: name.into(),
+                host: head.host,
+                since_unix_secs: head.claimed_unix_secs,
+            });
+        }
+        let next = head.number.checked_add(1).filter(|number| *number < u32::MAX);
+        let Some(number) = next else {
+            let what = "its heads have used up all numbers".into();
+            return Err(VolumeError::Broken { name: name.into(), what });
+        };
+        let buffering = change(head.buffering);
+        if buffering == head.buffering {
+            return Ok(());
+        }
+        let before = (!head.is_claim()).then(|| names::head_key(head.volume, head.number));
+        let next = Head { number, buffering, written_unix_secs: unix_secs, ..head };
+        let key = names::head_key(next.volume, number);
+        // Whoever claims the volume meanwhile makes the same head, and one of us loses.
+        if create_settled(store, &key, next.encode(CRC32C).into()).await? {
+            if let Some(before) = before
+                && let Err(e) = store.delete(&before).await
+            {
+                log::warn!("a superseded head stays behind: {e}");
+            }
+            return Ok(());
+        }
+    }
+    let what = "its heads change faster than they can be read".into();
+    Err(VolumeError::Broken { name: name.into(), what })
 }
 
 /// The volume that a name stands for.
@@ -389,8 +440,13 @@ mod tests {
     use crate::fault::{Fault, Faulty, Rates};
     use crate::{Place, StoreConfig};
 
-    const NEW: NewVolume<'_> =
-        NewVolume { name: "disk0", blocks: 1 << 20, object_shift: 22, unix_secs: 77 };
+    const NEW: NewVolume<'_> = NewVolume {
+        name: "disk0",
+        blocks: 1 << 20,
+        object_shift: 22,
+        unix_secs: 77,
+        buffering: Buffering { reads: true, writes: true },
+    };
 
     fn memory() -> Store {
         Store::open(StoreConfig::new(Place::Memory)).expect("memory opens")
@@ -432,6 +488,34 @@ mod tests {
         assert_eq!(keys(&store).await, [""; 0]);
         let again = delete(&store, "disk0", true).await;
         assert_eq!(again, Err(VolumeError::Missing("disk0".into())));
+    }
+
+    #[tokio::test]
+    async fn what_stays_in_ram_is_changed_while_nobody_owns_the_volume() {
+        let store = memory();
+        let buffering = Buffering { reads: true, writes: false };
+        let made = create(&store, &NewVolume { buffering, ..NEW }).await.expect("creates");
+        assert_eq!(made.buffering, buffering);
+        let off = |now: Buffering| Buffering { reads: false, ..now };
+        for _ in 0..2 {
+            set_buffering(&store, "disk0", 78, off).await.expect("sets");
+        }
+        let on = |_| Buffering::default();
+        set_buffering(&store, "disk0", 79, on).await.expect("sets");
+        let head = info(&store, "disk0").await.expect("there").head;
+        let expected = Head {
+            number: 3,
+            written_unix_secs: 79,
+            buffering: Buffering::default(),
+            ..made.clone()
+        };
+        assert_eq!(head, expected);
+        // The first head, which counts as a claim, stays; the second was superseded.
+        let heads = store.list(&names::head_prefix(made.volume)).await.expect("lists");
+        assert_eq!(heads.len(), 2);
+        put_head(&store, &Head { number: 4, term: 4, released: false, ..head }).await;
+        let refused = set_buffering(&store, "disk0", 80, off).await;
+        assert!(matches!(refused, Err(VolumeError::InUse { .. })), "{refused:?}");
     }
 
     #[tokio::test]

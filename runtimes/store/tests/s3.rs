@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use heeler_core::event::Buffering;
 use heeler_store::check::check;
 use heeler_store::volumes::{self, Listed, NewVolume, VolumeError};
 use heeler_store::{ErrorKind, Place, PutPayload, S3Options, Secret, Store, StoreConfig};
@@ -175,7 +176,13 @@ async fn a_lost_answer_to_a_create_is_unknown() {
 async fn s3_holds_volumes() {
     let moto = Moto::start();
     let store = moto.store("s3://disks/prefix");
-    let new = NewVolume { name: "disk0", blocks: 1 << 20, object_shift: 22, unix_secs: 1 };
+    let new = NewVolume {
+        name: "disk0",
+        blocks: 1 << 20,
+        object_shift: 22,
+        unix_secs: 1,
+        buffering: Buffering::default(),
+    };
     let made = volumes::create(&store, &new).await.expect("creates");
     let again = volumes::create(&store, &new).await;
     assert_eq!(again, Err(VolumeError::Exists("disk0".into())));

@@ -9,7 +9,8 @@ use std::mem;
 
 use heeler_core::config::ShardConfig;
 use heeler_core::event::{
-    Input, Output, PushRun, Reply, Request, RequestKind, Status, ToKeeper, ToShard,
+    Advice, Buffering, Input, Output, PushRun, Reply, Request, RequestKind, Status, ToKeeper,
+    ToShard,
 };
 use heeler_core::ids::{BLOCK_BYTES, BlockRef, Epoch, OpId, PageId, ShardId, VolumeId, shard_of};
 use heeler_core::keeper::{self, BatchHandle, Keeper, PackRead, StoreOp, StoreResult};
@@ -883,7 +884,13 @@ impl Life<'_, '_> {
                 let (ticket, now) = (self.next_request, self.now());
                 self.next_request += 1;
                 self.pushes.insert(ticket, self.world.now);
-                self.keeper.handle(now, keeper::Input::PushNow { ticket });
+                let rng = &mut self.world.rng;
+                let buffering = Buffering { reads: rng.chance(2, 3), writes: rng.chance(2, 3) };
+                let input = match rng.chance(1, 3) {
+                    true => keeper::Input::SetBuffering { buffering, ticket },
+                    false => keeper::Input::PushNow { ticket },
+                };
+                self.keeper.handle(now, input);
                 self.drain_keeper();
             }
         }
@@ -988,6 +995,16 @@ impl Life<'_, '_> {
         );
     }
 
+    /// Mostly none.
+    fn some_advice(&mut self) -> Advice {
+        match self.world.rng.below(12) {
+            0 => Advice::WillNeed,
+            1 => Advice::DontNeed,
+            2 => Advice::BypassClean,
+            _ => Advice::None,
+        }
+    }
+
     #[expect(clippy::too_many_arguments, reason = "a request has that many parts")]
     fn send_to(
         &mut self,
@@ -1005,6 +1022,7 @@ impl Life<'_, '_> {
             id,
             kind,
             fua,
+            advice: self.some_advice(),
             volume: self.world.volume,
             object: (at / OBJECT_BYTES) as u32,
             offset: (at % OBJECT_BYTES) as u32,

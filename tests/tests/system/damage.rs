@@ -125,6 +125,34 @@ fn a_scribbled_clean_cache_is_refetched() {
 }
 
 #[test]
+fn a_scrub_finds_what_is_damaged_and_fetches_it_again() {
+    let scratch = Scratch::new();
+    let site = Site::new(&scratch);
+    site.make_volume("disk0");
+    let image = scratch.dense("image", 24 << 20, 45);
+    let server = site.serve(&[]);
+    run("nbdcopy", &[&image, &server.uri("disk0")]);
+    site.run(&["cache", "flush"]);
+    let sound = site.run(&["volume", "scrub", "disk0"]);
+    assert!(sound.contains("checked 24 MiB of disk0: 0 blocks damaged, 0 repaired"), "{sound}");
+    // Two blocks, one from the begin and one from the end: not both of them are in RAM.
+    let wanted = fs::read(&image).expect("the image");
+    let cache = fs::read(site.cache()).expect("the cache file");
+    for block in [&wanted[..BLOCK_BYTES], &wanted[wanted.len() - BLOCK_BYTES..]] {
+        let at = cache.chunks(BLOCK_BYTES).position(|page| page == block);
+        put(&site.cache(), at.expect("it is cached") as u64, &Random(44).bytes(BLOCK_BYTES as u64));
+    }
+    File::open(site.cache()).expect("the cache file").sync_all().expect("on the device");
+    let found = site.run(&["volume", "scrub", "disk0"]);
+    assert!(found.contains("2 blocks damaged, 2 repaired"), "{found}");
+    let sound = site.run(&["volume", "scrub", "disk0"]);
+    assert!(sound.contains("0 blocks damaged"), "{sound}");
+    assert_begins(&server.uri("disk0"), &image);
+    assert_eq!(site.output(&["volume", "scrub", "nobody"]).status.code(), Some(1));
+    server.stop();
+}
+
+#[test]
 fn dirty_data_that_was_scribbled_is_an_error_never_other_data() {
     let scratch = Scratch::new();
     let moto = Moto::start(&scratch);

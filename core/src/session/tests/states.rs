@@ -538,6 +538,7 @@ fn cache_asks_for_every_unit() {
     let expected =
         vec![(RequestKind::Cache, 0, 100, unit - 100), (RequestKind::Cache, 0, unit, 100)];
     assert_eq!(kinds(&rig), expected);
+    assert!(rig.asked.iter().all(|(issue, _)| issue.request.advice == Advice::WillNeed));
     rig.fail(1, Status::Io);
     rig.reply(0);
     assert_eq!(messages(&rig.take_wire()), ended(5, errno::EIO));

@@ -53,6 +53,8 @@ impl Core {
             volume: VolumeId(1),
             dirty_blocks: self.dirty,
             traffic: Spans::default(),
+            scrubbed: Default::default(),
+            scrubbing: None,
         };
         let shard = ShardStatus {
             shard: ShardId(0),
@@ -182,7 +184,13 @@ impl Client {
 }
 
 fn create(size_bytes: u64) -> Request {
-    Request::VolumeCreate { name: "disk1".into(), size_bytes, object_bytes: 4 << 20 }
+    Request::VolumeCreate {
+        name: "disk1".into(),
+        size_bytes,
+        object_bytes: 4 << 20,
+        buffered_read: true,
+        buffered_write: false,
+    }
 }
 
 #[test]
@@ -249,6 +257,33 @@ fn the_cache_is_reported_by_volume_and_by_shard() {
         assert!(unknown.contains("'disk2'"), "{unknown}");
         let beyond = client.refused(&ask(None, Some(1))).await;
         assert!(beyond.contains("no shard 1") && beyond.contains("0 to 0"), "{beyond}");
+    });
+}
+
+#[test]
+fn what_stays_in_ram_is_set_and_the_cache_is_scrubbed() {
+    with_server("set", 0, async |client| {
+        client.ask::<()>(&create(1 << 30)).await;
+        let name = || "disk1".to_string();
+        let info: VolumeInfo = client.ask(&Request::VolumeInfo { name: name() }).await;
+        assert_eq!((info.buffered_read, info.buffered_write), (true, false));
+        let settings = vec![Setting::BufferedRead(false), Setting::BufferedWrite(true)];
+        client.ask::<()>(&Request::VolumeSet { name: name(), settings }).await;
+        let info: VolumeInfo = client.ask(&Request::VolumeInfo { name: name() }).await;
+        assert_eq!((info.buffered_read, info.buffered_write), (false, true));
+        let head = info.line.head;
+        let settings = vec![Setting::BufferedRead(false)];
+        client.ask::<()>(&Request::VolumeSet { name: name(), settings }).await;
+        let info: VolumeInfo = client.ask(&Request::VolumeInfo { name: name() }).await;
+        assert_eq!(info.line.head, head, "nothing changed, so no head was written");
+        let nothing = Scrubbed { checked_bytes: 0, damaged_blocks: 0, repaired_blocks: 0 };
+        assert_eq!(client.ask::<Scrubbed>(&Request::VolumeScrub { name: name() }).await, nothing);
+        for request in [
+            Request::VolumeScrub { name: "disk2".into() },
+            Request::VolumeSet { name: "disk2".into(), settings: vec![] },
+        ] {
+            assert!(client.refused(&request).await.contains("'disk2'"));
+        }
     });
 }
 
