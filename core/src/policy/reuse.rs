@@ -14,8 +14,9 @@
 //! a threshold, takes the first that is not, and moves the threshold so that it passes over a
 //! few for each that it takes. A use relinks nothing: it writes the buffer's mark and one counter.
 //!
-//! Integers only, no randomness; times are counted in parts of the cache's size, so nothing depends
-//! on a clock or on how large the cache is.
+//! Time is counted in uses, in parts of the cache's size. A block that comes in for the first time
+//! moves it on only as long as others come back now and then; so it stands still in a scan, and
+//! what was hot before the scan is not older after it. Integers only, no randomness, no clock.
 
 use alloc::boxed::Box;
 
@@ -32,6 +33,9 @@ const SHORT_BLOCKS: usize = 4;
 const AGES: usize = 16;
 /// Units of time in as many uses as the cache has pages.
 const UNITS: u32 = 64;
+/// Blocks that may come in for the first time, and move time on, for each one that came back. Up to
+/// a whole cache of them can be saved up.
+const NEW_FOR_EACH_BACK: u32 = 16;
 /// Uses that are no more units apart are one use: requests that are not aligned touch a block twice.
 const SAME_USE: u16 = 6;
 /// Buffers that the hand passes over for each that it takes: what is aimed at, and the limit.
@@ -69,6 +73,8 @@ pub(crate) struct Reuse {
     /// Time in units, and uses in the present one.
     now: u16,
     uses: u32,
+    /// Blocks that move time on although they come in for the first time.
+    new_allowed: u32,
     /// Misses since an index was made.
     misses: u32,
     /// The kind whose turn it is.
@@ -93,6 +99,7 @@ impl Reuse {
             capacity,
             now: 0,
             uses: 0,
+            new_allowed: 0,
             misses: 0,
             turn: 0,
             threshold: INDEX_START.into(),
@@ -113,34 +120,34 @@ impl Reuse {
         self.request = u8::from(write) << 1 | u8::from(blocks > SHORT_BLOCKS);
     }
 
-    /// A block is used that is in RAM.
+    /// A block comes back: it is in RAM, or its ghost is there.
     pub(crate) fn used(&mut self, mark: &mut Mark) {
-        self.came_back(mark);
-        self.tick();
-    }
-
-    /// A block comes in; of a ghost what was remembered of it is known.
-    pub(crate) fn comes_in(&mut self, mark: &mut Mark, ghost: bool) {
-        if ghost {
-            self.came_back(mark);
-        } else {
-            *mark = Mark { used: self.now, kind: self.request };
-        }
-        self.tick();
-        self.misses += 1;
-        if self.misses >= (self.capacity / 8 + 16) / KINDS as u32 {
-            self.misses = 0;
-            self.learn();
-        }
-    }
-
-    fn came_back(&mut self, mark: &mut Mark) {
         let age = self.now.wrapping_sub(mark.used);
         self.back[usize::from(mark.kind)][octave(age)] += EVENT;
         mark.used = self.now;
         if age > SAME_USE {
             let lives = ((mark.kind >> 2) + 1).min(LIVES_MAX);
             mark.kind = lives << 2 | self.request;
+        }
+        self.new_allowed = (self.new_allowed + NEW_FOR_EACH_BACK).min(self.capacity);
+        self.tick();
+    }
+
+    /// A block comes in; of a ghost what was remembered of it is known.
+    pub(crate) fn comes_in(&mut self, mark: &mut Mark, ghost: bool) {
+        if ghost {
+            self.used(mark);
+        } else {
+            *mark = Mark { used: self.now, kind: self.request };
+            if self.new_allowed > 0 {
+                self.new_allowed -= 1;
+                self.tick();
+            }
+        }
+        self.misses += 1;
+        if self.misses >= (self.capacity / 8 + 16) / KINDS as u32 {
+            self.misses = 0;
+            self.learn();
         }
     }
 

@@ -212,7 +212,7 @@ impl Machine<'_> {
             _ => self.buffers.insert_filling(addr(leaf, index), page, hint),
         };
         let id = id.expect("there are always enough slots");
-        self.onodes.leaf_mut(leaf).ram[index] = id;
+        self.onodes.set_ram(leaf, index, id);
         self.model.insert(block, id, page, life);
         self.under_way.push(UnderWay { id, block });
         Some(id)
@@ -256,7 +256,7 @@ impl Machine<'_> {
         let Some(slot) = self.model.block(block) else { return Hint::NEW };
         let onode = self.find(block / OBJECT_BLOCKS).expect("a leaf has an onode");
         let (leaf, index) = self.onodes.block(onode, number(block)).expect("a buffer has a leaf");
-        self.onodes.leaf_mut(leaf).ram[index] = BufferId::NONE;
+        self.onodes.set_ram(leaf, index, BufferId::NONE);
         let known = self.buffers.tag(slot.id);
         let (hint, page) = self.buffers.discard(slot.id);
         assert_eq!(hint.tag, known, "the hint of {slot:?}");
@@ -361,7 +361,7 @@ impl Machine<'_> {
         }
         self.onodes.move_leaf(from, to);
         for index in 0..LEAF_BLOCKS {
-            let id = self.onodes.leaf(to).ram[index];
+            let id = self.onodes.ram(to, index);
             if id.is_some() {
                 self.buffers.set_block(id, addr(to, index));
             }
@@ -413,13 +413,18 @@ impl Machine<'_> {
 
     /// More ghosts than any policy wants to keep.
     fn ghosts_max(&self) -> u32 {
-        let slots = BufferStorage::slots_for(self.capacity as usize, 0) as u32;
-        if self.buffers.policy() == Policy::Lru { 0 } else { slots - self.capacity - 1 }
+        let pages = self.capacity;
+        match self.buffers.policy() {
+            Policy::Lru => 0,
+            Policy::TwoQ | Policy::TwoQBluestore => pages / 2,
+            Policy::S3Fifo => pages - (pages / 10).max(1).min(pages),
+            Policy::Reuse => 2 * pages,
+        }
     }
 
     fn set_ram(&mut self, at: BlockAddr, id: BufferId) {
         let leaf = at.0 / LEAF_BLOCKS as u32;
-        self.onodes.leaf_mut(leaf).ram[at.0 as usize % LEAF_BLOCKS] = id;
+        self.onodes.set_ram(leaf, at.0 as usize % LEAF_BLOCKS, id);
         self.onodes.free_if_empty(leaf);
     }
 

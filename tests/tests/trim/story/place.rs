@@ -51,7 +51,8 @@ pub(crate) fn references(onodes: &Onodes<'_>, buffers: &Buffers<'_>) -> Vec<Opti
             leaves += 1;
             let slot = onodes.leaf(leaf);
             assert_eq!((slot.onode, usize::from(slot.position)), (onode, position));
-            for (index, id) in slot.ram.iter().copied().enumerate().filter(|(_, id)| id.is_some()) {
+            let ids = (0..LEAF_BLOCKS).map(|index| (index, onodes.ram(leaf, index)));
+            for (index, id) in ids.filter(|(_, id)| id.is_some()) {
                 assert_eq!(buffers.block(id), addr(leaf, index), "what {id:?} is for");
                 assert!(!buffers.is_detached(id), "{id:?} is detached");
                 found[block_at(onodes, addr(leaf, index))] = Some(id);
