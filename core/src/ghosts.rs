@@ -1,9 +1,9 @@
 //! Ghosts: the blocks that lost their page a short time ago, in the order in which they did.
 //!
-//! Of a block nothing is kept here but where its owner refers to it and the policy's mark, so a ghost
-//! is eight bytes in a ring. Places are given out in order; one whose ghost has ended is a hole,
-//! passed over when the oldest ghosts end. When holes fill the ring up, the oldest ghost ends early:
-//! each is known for at least as many evictions as there are places.
+//! Of a block nothing is kept here but where its owner refers to it and the policy's mark, so a
+//! ghost is eight bytes in a ring. Places are given out in order; one whose ghost has ended is a
+//! hole, passed over when the oldest ghosts end. When holes fill the ring up, the oldest ghost ends
+//! early: each is known for at least as many evictions as there are places.
 
 use alloc::boxed::Box;
 
