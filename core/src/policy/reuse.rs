@@ -12,7 +12,8 @@
 //!
 //! All buffers are on one list, hot, but for those that are cheap to lose, which wait on warm_in. A
 //! hand goes round hot. It passes over those with an index above a threshold, takes the first that
-//! is not, and moves the threshold so that it passes over a few for each that it takes. A use relinks nothing: it writes the buffer's mark and one counter.
+//! is not, and moves the threshold so that it passes over a few for each that it takes. A use
+//! relinks nothing: it writes the buffer's mark and one counter.
 //!
 //! Integers only, no randomness; times are counted in parts of the cache's size, so nothing depends
 //! on a clock or on how large the cache is.
