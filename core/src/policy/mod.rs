@@ -163,7 +163,8 @@ impl Policy {
             Self::Lru => Touched::Front(List::Hot),
             Self::TwoQ => twoq::touched(list),
             Self::TwoQBluestore => twoq_bluestore::touched(list, write),
-            Self::S3Fifo | Self::Reuse => Touched::Counts,
+            Self::S3Fifo => Touched::Counts,
+            Self::Reuse => reuse::touched(list),
         }
     }
 

@@ -7,12 +7,13 @@
 //! so what is learned does not depend on what was kept. From the counts follows an *index* for each
 //! kind and age: the best rate of hits per time that keeping such a buffer from now on can give.
 //! (Hit density: Beckmann, Chen, Cidon: "LHD: improving cache hit rate by maximizing hit density",
-//! NSDI 2018. The best rate over all times of stopping is the index of Gittins: "Bandit processes and
-//! dynamic allocation indices", J. R. Stat. Soc. B, 1979.)
+//! NSDI 2018. The best rate over all times of stopping is the index of Gittins: "Bandit processes
+//! and dynamic allocation indices", J. R. Stat. Soc. B, 1979.)
 //!
-//! All buffers are on one list, hot, which a hand goes round. It passes over those with an index above
-//! a threshold, takes the first that is not, and moves the threshold so that it passes over a
-//! few for each that it takes. A use relinks nothing: it writes the buffer's mark and one counter.
+//! All buffers are on one list, hot, but for those that are cheap to lose, which wait on warm_in. A
+//! hand goes round hot. It passes over those with an index above a threshold, takes the first that
+//! is not, and moves the threshold so that it passes over a few for each that it takes. A use
+//! relinks nothing: it writes the buffer's mark and one counter.
 //!
 //! Time is counted in uses, in parts of the cache's size. A block that comes in for the first time
 //! moves it on only as long as others come back now and then; so it stands still in a scan, and
@@ -20,7 +21,7 @@
 
 use alloc::boxed::Box;
 
-use super::{End, Level, List, percent};
+use super::{End, Level, List, Touched, percent};
 
 /// Ghosts, in percent of the pages.
 const GHOST_PERCENT: u32 = 200;
@@ -36,7 +37,8 @@ const UNITS: u32 = 64;
 /// Blocks that may come in for the first time, and move time on, for each one that came back. Up to
 /// a whole cache of them can be saved up.
 const NEW_FOR_EACH_BACK: u32 = 16;
-/// Uses that are no more units apart are one use: requests that are not aligned touch a block twice.
+/// Uses that are no more units apart are one use: requests that are not aligned touch a block
+/// twice.
 const SAME_USE: u16 = 6;
 /// Buffers that the hand passes over for each that it takes: what is aimed at, and the limit.
 const PASSES: i64 = 8;
@@ -216,8 +218,8 @@ impl Reuse {
     }
 
     /// The chances that a block of a kind comes back within each age, once it has reached it; 24
-    /// bits behind the point. Where little is known of the kind, all kinds and its own chance at the
-    /// age before help out.
+    /// bits behind the point. Where little is known of the kind, all kinds and its own chance at
+    /// the age before help out.
     fn chances(&self, kind: usize) -> [u64; AGES] {
         let own = self.reached(kind);
         let mut chance = [0u64; AGES];
@@ -244,8 +246,8 @@ impl Reuse {
         }
     }
 
-    /// By age: how many of a kind came back in it, and how many reached it. Of those given up in it,
-    /// half count as having reached it.
+    /// By age: how many of a kind came back in it, and how many reached it. Of those given up in
+    /// it, half count as having reached it.
     fn reached(&self, kind: usize) -> [(u64, u64); AGES] {
         let mut reached = [(0, 0); AGES];
         let mut later = 0;
@@ -267,8 +269,19 @@ fn width(octave: usize) -> u64 {
     (1u64 << octave).max(2)
 }
 
+/// What is cheap to lose does not come under the hand: it waits on warm_in, whose back goes first.
 pub(super) fn place(level: Level) -> (List, End) {
-    super::lru::place(level)
+    match level {
+        Level::High => (List::Hot, End::Front),
+        Level::Low => (List::WarmIn, End::Back),
+    }
+}
+
+pub(super) fn touched(list: List) -> Touched {
+    match list {
+        List::WarmIn => Touched::Front(List::Hot),
+        List::Hot => Touched::Counts,
+    }
 }
 
 pub(super) const fn ghosts_max(pages: u32) -> u32 {

@@ -1,5 +1,5 @@
-//! What requests advise, and what a volume's defaults do, on one shard whose device and store answer
-//! at once. A page is one number here: its content and its checksum.
+//! What requests advise, and what a volume's defaults do, on one shard whose device and store
+//! answer at once. A page is one number here: its content and its checksum.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec;

@@ -459,8 +459,8 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         Some(ticket)
     }
 
-    /// Says what of the volume's data stays in RAM from now on. [`Event::Pushed`] says that the store
-    /// knows it too. `None` if there is no such volume.
+    /// Says what of the volume's data stays in RAM from now on. [`Event::Pushed`] says that the
+    /// store knows it too. `None` if there is no such volume.
     pub fn set_buffering(
         &mut self,
         now: Instant,

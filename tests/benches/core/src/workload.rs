@@ -61,7 +61,8 @@ impl Kind {
 
     /// The room that the cache has.
     pub const fn room(self) -> Room {
-        // Room to spare for what only hits: some caches keep what was seen once to a part of theirs.
+        // Room to spare for what only hits: some caches keep what was seen once to a part of
+        // theirs.
         let resident = 2 * RESIDENT_KEYS as usize;
         let leaves = KEYS / LEAF_BLOCKS;
         let objects = KEYS / OBJECT_BLOCKS as usize + 1;
