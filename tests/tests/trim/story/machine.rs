@@ -103,6 +103,7 @@ impl Machine<'_> {
         match op {
             Op::Access { first, count, write, level } => self.access(first, count, write, level),
             Op::Fill(block) if self.model.life(block).is_none() => _ = self.miss(block),
+            Op::Private(nth) => self.start_private(nth),
             Op::Write(block) => _ = self.start(block, Life::Writing),
             Op::Finish(nth, level) => self.finish(nth, level, true),
             Op::Fail(nth) => self.finish(nth, Level::High, false),
@@ -159,6 +160,7 @@ impl Machine<'_> {
     }
 
     fn access(&mut self, first: usize, count: usize, write: bool, level: Level) {
+        self.buffers.begin(count, write);
         for block in first..first + count {
             let life = self.model.life(block);
             let started = match life {
@@ -216,6 +218,21 @@ impl Machine<'_> {
         self.model.insert(block, id, page, life);
         self.under_way.push(UnderWay { id, block });
         Some(id)
+    }
+
+    fn start_private(&mut self, nth: usize) {
+        let Some(block) = self.model.nth(nth, |_| true) else { return };
+        if self.buffers.available() == 0 || self.pins.len() == PINS_MAX {
+            return;
+        }
+        let id = self.model.block(block).expect("it has a page").id;
+        let at = self.buffers.block(id);
+        self.pin_onode(block / OBJECT_BLOCKS).expect("a leaf has an onode");
+        let page = self.take_page(Hint::NEW).expect("a page was available");
+        let id = self.buffers.insert_private(at, page).expect("there are always enough slots");
+        self.model.insert_private(id, page);
+        self.under_way.push(UnderWay { id, block });
+        self.pins.push(id);
     }
 
     fn finish(&mut self, nth: usize, level: Level, ok: bool) {

@@ -154,6 +154,15 @@ impl Model {
             Some(Ref { id, held: Some(Held { page, life, pins: 0, used: self.now }) });
     }
 
+    /// A buffer that no block refers to, pinned once, got a page from outside.
+    pub(crate) fn insert_private(&mut self, id: BufferId, page: PageId) {
+        let held = Held { page, life: Life::Filling, pins: 1, used: self.now };
+        let before = self.detached.insert(id.0, held);
+        assert_eq!(before, None, "{id:?} is in use");
+        assert!(self.refs.iter().flatten().all(|other| other.id != id), "{id:?} is in use");
+        self.change_place(page, Place::Outside, Place::Buffer(id));
+    }
+
     /// A block's buffer was used.
     pub(crate) fn touch(&mut self, block: usize) {
         let now = self.now;
@@ -215,7 +224,8 @@ impl Model {
             self.refs[block].take().expect("a block without a buffer is evicted");
         let held = held.expect("a ghost is evicted");
         assert!(!held.is_used(), "{id:?} is evicted while used: {held:?}");
-        assert!(ghost.is_none_or(|ghost| ghost == id), "{id:?} became {ghost:?}");
+        assert!(ghost.is_none_or(|ghost| !ghost.is_buffer()), "{id:?} became {ghost:?}");
+        assert!(self.refs.iter().flatten().all(|other| Some(other.id) != ghost), "{ghost:?} twice");
         self.change_place(held.page, Place::Buffer(id), Place::Free);
         self.refs[block] = ghost.map(|id| Ref { id, held: None });
         self.now - held.used < u32::from(YOUNG_SECONDS)

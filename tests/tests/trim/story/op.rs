@@ -22,6 +22,8 @@ pub(crate) enum Op {
     Rewrite(usize),
     /// Begins to fill a block that is not in RAM.
     Fill(usize),
+    /// Of what has a page, one block is read again into a buffer that nobody refers to.
+    Private(usize),
     /// Begins to write a block.
     Write(usize),
     /// Of what is under way, one thing ends well.
@@ -126,6 +128,7 @@ impl Bytes<'_> {
             40 => Op::EvictOnode,
             41 => Op::Limit(self.below(32) as u32),
             42 => Op::Pack(1 + self.below(8) as u32),
+            43 => Op::Private(self.below(256)),
             // Numbers that are free mean this.
             _ => Op::Wait([1, 2, 10, 200, 1500][self.below(5)]),
         }
