@@ -304,7 +304,7 @@ impl Shard<'_> {
         let mut count = 0;
         for block in first..first + (wanted + ahead) as u16 {
             let Some((leaf, index)) = self.onodes.leaf_for(onode, block) else { break };
-            let buffer = self.onodes.leaf(leaf).ram[index];
+            let buffer = self.onodes.ram(leaf, index);
             if buffer.is_some() && self.buffers.is_resident(buffer) {
                 // A scrub passes over it.
                 let buffer = self.fill_privately(fill, onode, leaf, index, 0);

@@ -83,7 +83,7 @@ impl Shard<'_> {
 
     /// A scrub found a clean block damaged in the log. If it is in RAM too, it comes from there.
     pub(super) fn repair(&mut self, onode: u32, leaf: u32, index: usize) {
-        let buffer = self.onodes.leaf(leaf).ram[index];
+        let buffer = self.onodes.ram(leaf, index);
         if !buffer.is_some() || self.buffers.state(buffer) != State::Clean {
             return;
         }
