@@ -10,9 +10,11 @@
 //! NSDI 2018. The best rate over all times of stopping is the index of Gittins: "Bandit processes and
 //! dynamic allocation indices", J. R. Stat. Soc. B, 1979.)
 //!
-//! All buffers are on one list, hot, which a hand goes round. It passes over those with an index above
-//! a threshold, takes the first that is not, and moves the threshold so that it passes over a
-//! few for each that it takes. A use relinks nothing: it writes the buffer's mark and one counter.
+//! All buffers are on one list, hot, and a hand goes round them. It passes over those with an index
+//! above a threshold, takes the first that is not, and moves the threshold so that it passes over a
+//! few for each that it takes. A use relinks nothing, and neither does the hand: it goes by the
+//! slots of the table, in which a new buffer takes the place of the one that left for it. What is
+//! cheap to lose is on warm_in until it is used, and goes before all others.
 //!
 //! Integers only, no randomness; times are counted in parts of the cache's size, so nothing depends
 //! on a clock or on how large the cache is.
@@ -58,6 +60,10 @@ pub struct Mark {
 
 impl Mark {
     pub(crate) const NEW: Self = Self { used: 0, kind: 0 };
+
+    fn kind(self) -> usize {
+        usize::from(self.kind) % KINDS
+    }
 }
 
 type Counts = [[u64; AGES]; KINDS];
@@ -136,12 +142,11 @@ impl Reuse {
 
     fn came_back(&mut self, mark: &mut Mark) {
         let age = self.now.wrapping_sub(mark.used);
-        self.back[usize::from(mark.kind)][octave(age)] += EVENT;
+        self.back[mark.kind()][octave(age)] += EVENT;
         mark.used = self.now;
-        if age > SAME_USE {
-            let lives = ((mark.kind >> 2) + 1).min(LIVES_MAX);
-            mark.kind = lives << 2 | self.request;
-        }
+        let lives = ((mark.kind >> 2) + 1).min(LIVES_MAX);
+        let next = lives << 2 | self.request;
+        mark.kind = if age > SAME_USE { next } else { mark.kind };
     }
 
     fn tick(&mut self) {
@@ -160,7 +165,7 @@ impl Reuse {
             age = u16::MAX / 2;
             mark.used = self.now.wrapping_sub(age);
         }
-        self.index[usize::from(mark.kind)][octave(age)]
+        self.index[mark.kind()][octave(age)]
     }
 
     /// Whether the hand passes over a buffer with that index, of which so many were passed over
@@ -178,7 +183,7 @@ impl Reuse {
     /// A ghost became too old.
     pub(crate) fn expired(&mut self, mark: Mark) {
         let age = octave(self.now.wrapping_sub(mark.used));
-        self.given_up[usize::from(mark.kind)][age] += EVENT;
+        self.given_up[mark.kind()][age] += EVENT;
     }
 
     /// Makes one kind's index anew; all kinds have had their turn in about an eighth of the cache's
@@ -261,7 +266,10 @@ fn width(octave: usize) -> u64 {
 }
 
 pub(super) fn place(level: Level) -> (List, End) {
-    super::lru::place(level)
+    match level {
+        Level::High => (List::Hot, End::Front),
+        Level::Low => (List::WarmIn, End::Front),
+    }
 }
 
 pub(super) const fn ghosts_max(pages: u32) -> u32 {
