@@ -242,6 +242,8 @@ pub struct Buffers<'a> {
     capacity: u32,
     ghosts_max: u32,
     reuse: Reuse,
+    /// The slot that the hand of `Policy::Reuse` comes to next.
+    hand: u32,
     ages: Ages,
     /// `warm_in`, `hot` and `ghosts` in it are filled in when asked: the lists know them.
     usage: Usage,
@@ -276,6 +278,7 @@ impl<'a> Buffers<'a> {
             capacity: own_pages,
             ghosts_max: policy.ghosts_max(own_pages),
             reuse: Reuse::new(own_pages),
+            hand: 0,
             ages: Ages::new(),
             usage: Usage { free: own_pages, ..Usage::default() },
             counters: Counters::default(),
@@ -496,9 +499,12 @@ impl<'a> Buffers<'a> {
             Tag::New => {}
             Tag::WarmOut => self.counters.promotions += u64::from(list == List::Hot),
             Tag::WarmIn | Tag::Hot => {
-                if rewritten && self.policy.touched(list, true) == Touched::Counts {
-                    slot.uses = hint.uses.saturating_add(1);
-                    self.reuse.used(&mut slot.mark);
+                if rewritten {
+                    match self.policy.touched(list, true) {
+                        Touched::Counts => slot.uses = hint.uses.saturating_add(1),
+                        Touched::Learns => self.reuse.used(&mut slot.mark),
+                        Touched::Stays | Touched::Front(_) => {}
+                    }
                 }
             }
         }
@@ -570,9 +576,12 @@ impl<'a> Buffers<'a> {
         let on = if slot.tag == Tag::Hot { List::Hot } else { List::WarmIn };
         match self.policy.touched(on, write) {
             Touched::Stays => {}
-            Touched::Counts => {
-                slot.uses = slot.uses.saturating_add(1);
+            Touched::Counts => slot.uses = slot.uses.saturating_add(1),
+            Touched::Learns => {
                 self.reuse.used(&mut slot.mark);
+                if on != List::Hot {
+                    self.move_to_front(id.0, on, List::Hot);
+                }
             }
             Touched::Front(list) => self.move_to_front(id.0, on, list),
         }
@@ -822,7 +831,7 @@ impl<'a> Buffers<'a> {
             let lens = Lens { warm_in, hot, capacity: self.capacity };
             let list = self.policy.victim(lens, incoming)?;
             if list == List::Hot && self.policy == Policy::Reuse {
-                return self.take_by_hand();
+                return Some((self.take_by_hand(), true));
             }
             let id = match list {
                 List::WarmIn => self.warm_in.pop_back()?,
@@ -844,34 +853,32 @@ impl<'a> Buffers<'a> {
         }
     }
 
-    /// The hand goes round hot until it comes to a buffer that the policy gives up, or has passed
-    /// over so many that the least of them must do.
-    fn take_by_hand(&mut self) -> Option<(u32, bool)> {
+    /// The hand goes round the slots until it comes to a buffer on hot that the policy gives up, or
+    /// has passed over so many that the least of them must do. The next buffer takes the victim's
+    /// slot, so the hand comes to it last. There must be a victim.
+    fn take_by_hand(&mut self) -> u32 {
         let mut passed = 0;
-        let mut least = None;
+        let (mut least, mut victim) = (u32::MAX, self.hand);
         loop {
-            let id = self.hot.back()?;
+            let id = self.hand;
+            self.hand = if id + 1 == self.slots() { 0 } else { id + 1 };
             let slot = &mut self.slots[id as usize];
-            if slot.pins > 0 {
-                self.hot.pop_back();
-                self.usage.pinned_listed -= 1;
-                self.usage.pinned_unlisted += 1;
+            let idle = slot.state == State::Clean && slot.pins == 0 && !slot.detached;
+            if !idle || slot.tag != Tag::Hot {
                 continue;
             }
             let index = self.reuse.index(&mut slot.mark);
-            if least.is_none_or(|(other, _)| index < other) {
-                least = Some((index, id));
+            if index < least {
+                (least, victim) = (index, id);
             }
             if !self.reuse.passes(index, passed) {
                 break;
             }
             passed += 1;
-            self.hot.move_to_front(id);
         }
         self.reuse.took(passed);
-        let (_, id) = least?;
-        self.hot.remove(id);
-        Some((id, true))
+        self.hot.remove(victim);
+        victim
     }
 
     /// A ghost of `block`, and the block whose ghost ended for it.

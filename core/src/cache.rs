@@ -120,8 +120,7 @@ impl<'a> Cache<'a> {
     #[inline]
     fn resident(&self, onode: u32, block: u16) -> Option<BufferId> {
         let (leaf, index) = self.onodes.block(onode, block)?;
-        let buffer = self.onodes.ram(leaf, index);
-        buffer.is_buffer().then_some(buffer)
+        self.onodes.buffer(leaf, index)
     }
 
     #[inline(never)]

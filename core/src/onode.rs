@@ -31,19 +31,20 @@ pub const ONODE_UNITS: u32 = 2;
 const _: () = assert!(size_of::<Leaf>() <= META_UNIT_BYTES);
 const _: () = assert!(size_of::<Onode>() <= ONODE_UNITS as usize * META_UNIT_BYTES);
 
-/// What of a leaf's sixteen blocks is in RAM: the buffer or ghost of each. Apart from the rest of
-/// the leaf, and one cache line: a hit in RAM needs nothing else.
+/// Which of a leaf's sixteen blocks have a buffer, and which a ghost. These few bytes of all leaves
+/// stay in the processor's caches, so that hit or miss is known without waiting for memory, and a
+/// ghost ends without a look at the leaf.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Present {
+    buffers: u16,
+    ghosts: u16,
+}
+
+/// The buffer or ghost of each of a leaf's blocks that has one: one cache line, apart from the rest
+/// of the leaf, because a hit in RAM needs nothing else of it.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-pub struct Row(pub [BufferId; LEAF_BLOCKS]);
-
-impl Row {
-    const EMPTY: Self = Self([BufferId::NONE; LEAF_BLOCKS]);
-
-    fn is_empty(&self) -> bool {
-        all_ones(self.0.iter().map(|buffer| buffer.0))
-    }
-}
+pub struct Row([BufferId; LEAF_BLOCKS]);
 
 /// Sixteen blocks of an object, but for what of them is in RAM.
 #[derive(Clone, Debug)]
@@ -210,6 +211,8 @@ pub struct Spare<'a> {
     /// Of the leaves.
     pub leaves: &'a mut [MaybeUninit<Leaf>],
     /// Of what the leaves have in RAM.
+    pub present: &'a mut [MaybeUninit<Present>],
+    /// Of where it is.
     pub rows: &'a mut [MaybeUninit<Row>],
 }
 
@@ -235,6 +238,8 @@ pub struct OnodeCounters {
 pub struct Onodes<'a> {
     onodes: Vec<Onode>,
     leaves: Vec<Leaf>,
+    /// Of the leaves with the same numbers.
+    present: Vec<Present>,
     /// Of the leaves with the same numbers.
     rows: Vec<Row>,
     /// Two or more for each onode, so that most have one of their own.
@@ -262,6 +267,7 @@ impl<'a> Onodes<'a> {
         Self {
             onodes: Vec::with_capacity(count),
             leaves: Vec::with_capacity(leaves),
+            present: Vec::with_capacity(leaves),
             rows: Vec::with_capacity(leaves),
             buckets: core::iter::repeat_n(NIL, buckets).collect(),
             bucket_shift: u64::BITS - buckets.ilog2(),
@@ -323,6 +329,7 @@ impl<'a> Onodes<'a> {
         Spare {
             onodes: self.onodes.spare_capacity_mut(),
             leaves: self.leaves.spare_capacity_mut(),
+            present: self.present.spare_capacity_mut(),
             rows: self.rows.spare_capacity_mut(),
         }
     }
@@ -349,17 +356,39 @@ impl<'a> Onodes<'a> {
         &mut self.leaves[leaf as usize]
     }
 
-    /// The buffer or ghost of a block of a leaf in use.
+    /// The buffer of a block of a leaf in use, if it has one.
     #[must_use]
     #[inline]
+    pub fn buffer(&self, leaf: u32, index: usize) -> Option<BufferId> {
+        let buffers = self.present[leaf as usize].buffers;
+        (buffers & 1 << index != 0).then(|| self.rows[leaf as usize].0[index])
+    }
+
+    /// The buffer or ghost of a block of a leaf in use, or [`BufferId::NONE`].
+    #[must_use]
     pub fn ram(&self, leaf: u32, index: usize) -> BufferId {
-        self.rows[leaf as usize].0[index]
+        let Present { buffers, ghosts } = self.present[leaf as usize];
+        if (buffers | ghosts) & 1 << index != 0 {
+            self.rows[leaf as usize].0[index]
+        } else {
+            BufferId::NONE
+        }
     }
 
     /// Changes the buffer or ghost of a block.
-    #[inline]
     pub fn set_ram(&mut self, leaf: u32, index: usize, buffer: BufferId) {
-        self.rows[leaf as usize].0[index] = buffer;
+        let present = &mut self.present[leaf as usize];
+        let bit = 1 << index;
+        present.buffers &= !bit;
+        present.ghosts &= !bit;
+        if buffer.is_some() {
+            *if buffer.is_buffer() { &mut present.buffers } else { &mut present.ghosts } |= bit;
+            self.rows[leaf as usize].0[index] = buffer;
+        }
+    }
+
+    fn has_ram(&self, leaf: u32) -> bool {
+        self.present[leaf as usize] != Present::default()
     }
 
     /// Counts since the start.
@@ -634,7 +663,8 @@ impl<'a> Onodes<'a> {
             NIL if self.leaves.len() == self.leaves.capacity() => return None,
             NIL => {
                 self.leaves.push(Leaf::EMPTY);
-                self.rows.push(Row::EMPTY);
+                self.present.push(Present::default());
+                self.rows.push(Row([BufferId::NONE; LEAF_BLOCKS]));
                 self.leaves.len() as u32 - 1
             }
             free => {
@@ -669,6 +699,7 @@ impl<'a> Onodes<'a> {
         while self.leaves.last()?.onode == NIL {
             self.unlink_free_leaf(self.leaves.len() as u32 - 1);
             self.leaves.pop();
+            self.present.pop();
             self.rows.pop();
         }
         let last = self.leaves.len() as u32 - 1;
@@ -690,7 +721,8 @@ impl<'a> Onodes<'a> {
         }
         *self.leaf_mut(to) = leaf;
         *self.leaf_mut(from) = Leaf::EMPTY;
-        self.rows[to as usize] = core::mem::replace(&mut self.rows[from as usize], Row::EMPTY);
+        self.present[to as usize] = core::mem::take(&mut self.present[from as usize]);
+        self.rows[to as usize] = self.rows[from as usize];
         self.link_free_leaf(from);
     }
 
@@ -703,7 +735,7 @@ impl<'a> Onodes<'a> {
 
     /// Frees a leaf that says nothing any more; tells whether it did.
     pub fn free_if_empty(&mut self, leaf: u32) -> bool {
-        if !self.rows[leaf as usize].is_empty() {
+        if self.has_ram(leaf) {
             return false;
         }
         let slot = self.leaf(leaf);
@@ -719,7 +751,7 @@ impl<'a> Onodes<'a> {
     fn free_leaf(&mut self, leaf: u32) {
         let slot = &self.leaves[leaf as usize];
         debug_assert!(slot.has_no_places(), "a freed leaf holds log pages");
-        debug_assert!(self.rows[leaf as usize].is_empty(), "a freed leaf holds buffers");
+        debug_assert!(!self.has_ram(leaf), "a freed leaf holds buffers");
         let owner = &mut self.onodes[slot.onode as usize];
         owner.leaf_count -= 1;
         self.lru_leaves -= u32::from(self.lru.contains(slot.onode));

@@ -77,6 +77,8 @@ pub(crate) enum Touched {
     Stays,
     /// It is counted, and judged by it when its turn to leave comes.
     Counts,
+    /// [`Reuse`] learns from it; it goes to hot if it is not there.
+    Learns,
     /// It moves to the front of this list.
     Front(List),
 }
@@ -164,7 +166,7 @@ impl Policy {
             Self::TwoQ => twoq::touched(list),
             Self::TwoQBluestore => twoq_bluestore::touched(list, write),
             Self::S3Fifo => Touched::Counts,
-            Self::Reuse => reuse::touched(list),
+            Self::Reuse => Touched::Learns,
         }
     }
 

@@ -10,10 +10,11 @@
 //! NSDI 2018. The best rate over all times of stopping is the index of Gittins: "Bandit processes
 //! and dynamic allocation indices", J. R. Stat. Soc. B, 1979.)
 //!
-//! All buffers are on one list, hot, but for those that are cheap to lose, which wait on warm_in. A
-//! hand goes round hot. It passes over those with an index above a threshold, takes the first that
-//! is not, and moves the threshold so that it passes over a few for each that it takes. A use
-//! relinks nothing: it writes the buffer's mark and one counter.
+//! All buffers are on one list, hot, and a hand goes round them. It passes over those with an index
+//! above a threshold, takes the first that is not, and moves the threshold so that it passes over a
+//! few for each that it takes. A use relinks nothing, and neither does the hand: it goes by the
+//! slots of the table, in which a new buffer takes the place of the one that left for it. What is
+//! cheap to lose is on warm_in until it is used, and goes before all others.
 //!
 //! Time is counted in uses, in parts of the cache's size. A block that comes in for the first time
 //! moves it on only as long as others come back now and then; so it stands still in a scan, and
@@ -21,7 +22,7 @@
 
 use alloc::boxed::Box;
 
-use super::{End, Level, List, Touched, percent};
+use super::{End, Level, List, percent};
 
 /// Ghosts, in percent of the pages.
 const GHOST_PERCENT: u32 = 200;
@@ -64,6 +65,10 @@ pub struct Mark {
 
 impl Mark {
     pub(crate) const NEW: Self = Self { used: 0, kind: 0 };
+
+    fn kind(self) -> usize {
+        usize::from(self.kind) % KINDS
+    }
 }
 
 type Counts = [[u64; AGES]; KINDS];
@@ -125,12 +130,11 @@ impl Reuse {
     /// A block comes back: it is in RAM, or its ghost is there.
     pub(crate) fn used(&mut self, mark: &mut Mark) {
         let age = self.now.wrapping_sub(mark.used);
-        self.back[usize::from(mark.kind)][octave(age)] += EVENT;
+        self.back[mark.kind()][octave(age)] += EVENT;
         mark.used = self.now;
-        if age > SAME_USE {
-            let lives = ((mark.kind >> 2) + 1).min(LIVES_MAX);
-            mark.kind = lives << 2 | self.request;
-        }
+        let lives = ((mark.kind >> 2) + 1).min(LIVES_MAX);
+        let next = lives << 2 | self.request;
+        mark.kind = if age > SAME_USE { next } else { mark.kind };
         self.new_allowed = (self.new_allowed + NEW_FOR_EACH_BACK).min(self.capacity);
         self.tick();
     }
@@ -169,7 +173,7 @@ impl Reuse {
             age = u16::MAX / 2;
             mark.used = self.now.wrapping_sub(age);
         }
-        self.index[usize::from(mark.kind)][octave(age)]
+        self.index[mark.kind()][octave(age)]
     }
 
     /// Whether the hand passes over a buffer with that index, of which so many were passed over
@@ -187,7 +191,7 @@ impl Reuse {
     /// A ghost became too old.
     pub(crate) fn expired(&mut self, mark: Mark) {
         let age = octave(self.now.wrapping_sub(mark.used));
-        self.given_up[usize::from(mark.kind)][age] += EVENT;
+        self.given_up[mark.kind()][age] += EVENT;
     }
 
     /// Makes one kind's index anew; all kinds have had their turn in about an eighth of the cache's
@@ -274,13 +278,6 @@ pub(super) fn place(level: Level) -> (List, End) {
     match level {
         Level::High => (List::Hot, End::Front),
         Level::Low => (List::WarmIn, End::Back),
-    }
-}
-
-pub(super) fn touched(list: List) -> Touched {
-    match list {
-        List::WarmIn => Touched::Front(List::Hot),
-        List::Hot => Touched::Counts,
     }
 }
 

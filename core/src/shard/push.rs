@@ -325,8 +325,7 @@ impl Shard<'_> {
     ) -> BufferId {
         let slot = self.onodes.leaf(leaf);
         let (page, crc) = (slot.nvme[index], slot.crc[index]);
-        let buffer = self.onodes.ram(leaf, index);
-        if buffer.is_buffer() {
+        if let Some(buffer) = self.onodes.buffer(leaf, index) {
             self.buffers.pin(buffer);
             return buffer;
         }

@@ -58,8 +58,7 @@ impl Shard<'_> {
         let hole = self.onodes.get(onode).hole;
         let unknown = if hole { Source::Zero } else { Source::Store };
         let Some((leaf, index)) = self.onodes.block(onode, block) else { return unknown };
-        let buffer = self.onodes.ram(leaf, index);
-        if buffer.is_buffer() {
+        if let Some(buffer) = self.onodes.buffer(leaf, index) {
             return Source::Ram(buffer);
         }
         let leaf = self.onodes.leaf(leaf);
