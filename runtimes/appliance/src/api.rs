@@ -40,6 +40,8 @@ pub(crate) enum Request {
     CacheFlush,
     /// [`Purged`].
     CachePurge { force: bool },
+    /// Answered by nothing.
+    CachePolicy { policy: String },
 }
 
 /// One line of an answer.

@@ -96,6 +96,9 @@ pub(crate) struct ServeArgs {
     /// CPUs that serve, such as 0-3,8 [default: all usable]
     #[arg(long, value_name = "LIST")]
     pub(crate) cores: Option<String>,
+    /// By which data leaves RAM [default: reuse]
+    #[arg(long, value_name = "POLICY", value_parser = policies())]
+    pub(crate) policy: Option<Policy>,
     /// Take volumes whose owner has not released them: for an owner that is lost for ever. What it
     /// had not pushed is not in the volume, and what this cache holds of it is given up
     #[arg(long)]
@@ -201,6 +204,12 @@ pub(crate) enum CacheCommand {
     },
     /// Push every volume
     Flush,
+    /// Switch the policy by which data leaves RAM; nothing is dropped for it
+    Policy {
+        /// Which
+        #[arg(value_parser = policies())]
+        policy: Policy,
+    },
     /// Drop what is cached; refused while anything is dirty
     Purge {
         /// Dirty data too: it is lost

@@ -38,6 +38,11 @@ pub(crate) fn cache(common: Common<'_>, command: &CacheCommand) -> Result<(), St
             push(&mut server, &Request::CacheFlush)?;
             println!("everything that was dirty is in the store");
         }
+        CacheCommand::Policy { policy } => {
+            let policy = policy.name().to_string();
+            server.ask::<()>(&Request::CachePolicy { policy: policy.clone() })?;
+            println!("data leaves RAM by {policy} from now on");
+        }
         CacheCommand::Purge { force } => {
             let purged: Purged = server.ask(&Request::CachePurge { force: *force })?;
             println!(

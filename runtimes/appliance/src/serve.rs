@@ -51,7 +51,8 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), String> {
     let device = open_cache(settings)?;
     let cores = u16::try_from(cpus.len()).map_err(|_| "too many cores".to_string())?;
     let arena = arena(settings.memory, &device, cores)?;
-    let plan = plan(settings.memory, &device, cores)?;
+    let mut plan = plan(settings.memory, &device, cores)?;
+    plan.config.policy = settings.policy;
     let listeners = listeners(&settings.listen)?;
     let admin = bind_unix(&settings.place.data.join(SOCKET))?;
     let store = Store::open(settings.place.store.clone()).map_err(|e| e.to_string())?;

@@ -14,6 +14,7 @@ use heeler_core::counters::Counts;
 use heeler_core::event::Buffering;
 use heeler_core::ids::VolumeId;
 use heeler_core::mailbox::Parker;
+use heeler_core::policy::Policy;
 use heeler_core::time::Instant;
 use heeler_core::wire::names::Uuid;
 use heeler_core::wire::superblock::VolumeTable;
@@ -582,6 +583,13 @@ impl Server {
                 done(&self.push(&all, out).await?)
             }
             Request::CachePurge { force } => done(&self.purge(force).await?),
+            Request::CachePolicy { policy } => {
+                let known = Policy::from_name(&policy);
+                let policy = known.ok_or_else(|| format!("no policy is called '{policy}'"))?;
+                self.control.borrow_mut().set_policy(policy);
+                self.wake.notify_one();
+                done(&())
+            }
         })
     }
 

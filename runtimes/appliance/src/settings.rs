@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use heeler_core::limits::SHARDS_MAX;
+use heeler_core::policy::Policy;
 use heeler_store::{S3Options, Secret, StoreConfig};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::cli::{ServeArgs, StoreArgs};
 use crate::size::Size;
@@ -49,7 +50,7 @@ impl fmt::Display for Listen {
 }
 
 impl<'de> Deserialize<'de> for Listen {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
@@ -66,7 +67,18 @@ struct File {
     store: Option<String>,
     listen: Vec<Listen>,
     cores: Option<String>,
+    #[serde(deserialize_with = "policy")]
+    policy: Option<Policy>,
     s3: FileS3,
+}
+
+fn policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Policy>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let known = Policy::from_name(&name).ok_or_else(|| {
+        let names: Vec<_> = Policy::ALL.iter().map(|policy| policy.name()).collect();
+        serde::de::Error::custom(format!("no policy is called '{name}': {}", names.join(", ")))
+    });
+    known.map(Some)
 }
 
 /// How to reach an S3 service; what is missing comes from the environment (`AWS_...`).
@@ -112,6 +124,8 @@ pub(crate) struct Settings {
     pub(crate) listen: Vec<Listen>,
     /// CPUs; `None`: all usable.
     pub(crate) cores: Option<String>,
+    /// By which data leaves RAM.
+    pub(crate) policy: Policy,
     /// Take volumes from other owners.
     pub(crate) takeover: bool,
 }
@@ -160,6 +174,7 @@ impl Common<'_> {
             memory: args.memory.or(file.memory).unwrap_or(MEMORY),
             listen,
             cores: args.cores.clone().or(file.cores),
+            policy: args.policy.or(file.policy).unwrap_or_default(),
             takeover: args.takeover,
         })
     }
@@ -232,19 +247,20 @@ mod tests {
         assert_eq!(settings.listen[1].to_string(), "tcp:127.0.0.1:10809");
         assert_eq!((settings.cache_size, settings.memory), (Size(4 << 30), Size(1 << 30)));
         assert_eq!((settings.shards, settings.cache_size_given), (8, false));
+        assert_eq!(settings.policy, Policy::Reuse);
     }
 
     #[test]
     fn flags_win_over_the_file() {
         let text = "data = '/f'\nmemory = '2G'\ncache-size = 1073741824\nstore = 's3://b/p'\n\
-                    listen = ['tcp:0.0.0.0:10809']\ncores = '0-1'\n[s3]\nendpoint = 'http://h:9'\n";
+                    listen = ['tcp:0.0.0.0:10809']\ncores = '0-1'\npolicy = '2q'\n[s3]\nendpoint = 'http://h:9'\n";
         let args = ServeArgs { memory: Some(Size(7 << 20)), ..ServeArgs::default() };
         let settings = with_file("a", text, &args).unwrap();
         assert_eq!(settings.memory, Size(7 << 20));
         assert_eq!((settings.cache_size, settings.cache_size_given), (Size(1 << 30), true));
         assert_eq!(settings.place.data, Path::new("/f"));
         assert_eq!(settings.listen, [Listen::Tcp("0.0.0.0:10809".into())]);
-        assert_eq!(settings.cores.as_deref(), Some("0-1"));
+        assert_eq!((settings.cores.as_deref(), settings.policy), (Some("0-1"), Policy::TwoQ));
         let heeler_store::Place::S3 { bucket, options, .. } = settings.place.store.place else {
             panic!("an S3 store")
         };
@@ -258,6 +274,7 @@ mod tests {
             ("c", "memory = 'lots'", "a size like"),
             ("d", "listen = ['10809']", "unix:PATH"),
             ("e", "store = 'nowhere'", "file:///absolute/path"),
+            ("f", "policy = 'arc'", "reuse, lru, 2q, 2q-bluestore, s3fifo"),
         ] {
             let error = with_file(name, text, &ServeArgs::default()).expect_err(text);
             assert!(error.contains(says), "{error}");

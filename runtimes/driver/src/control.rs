@@ -25,6 +25,7 @@ use heeler_core::ids::{CoreId, Epoch, OpId, ShardId, VolumeId};
 use heeler_core::keeper::{
     self, BatchHandle, Input, Keeper, Output, PackRead, Refusal, Start, StoreOp, StoreResult,
 };
+use heeler_core::policy::Policy;
 use heeler_core::recovery::LogEntry;
 use heeler_core::time::Instant;
 use heeler_core::wire::log::EntryKind;
@@ -529,6 +530,11 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         }
         self.links.send_to_all(|| FromControl::Purge { force });
         Ok(purged)
+    }
+
+    /// Switches the replacement policy of every shard. Nothing is dropped for it.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.links.send_to_all(|| FromControl::Policy(policy));
     }
 
     /// Closes a volume to clients and stops its keeper, dirty or not. [`Event::Quiet`] says that

@@ -498,6 +498,11 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                 self.tell(self.host_of(shard), Input::Queried { op, ok, data: &data });
             }
             FromControl::Exports(exports) => self.front.set_exports(&exports),
+            FromControl::Policy(policy) => {
+                for host in 0..self.hosts.len() {
+                    self.tell(host, Input::Policy(policy));
+                }
+            }
             FromControl::Purge { force } => {
                 for host in 0..self.hosts.len() {
                     self.tell(host, Input::Purge { force });

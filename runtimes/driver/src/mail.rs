@@ -240,6 +240,8 @@ pub enum FromControl {
     /// The volumes that sessions may open from now on. Connections to a volume that is no longer
     /// listed are closed.
     Exports(Arc<[ExportInfo]>),
+    /// The replacement policy of every shard from now on.
+    Policy(Policy),
     /// Drop clean contents of every shard, or with `force` everything.
     Purge {
         /// Dirty blocks too.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use heeler_core::counters::{Counts, Scrubbed, Traffic};
 use heeler_core::event::ToKeeper;
 use heeler_core::ids::{VolumeId, shard_of};
+use heeler_core::policy::Policy;
 use heeler_core::shard::ShardCounters;
 use heeler_core::time::Duration;
 use heeler_driver::OpenError;
@@ -376,6 +377,29 @@ fn what_leaves_ram_is_told_apart_by_what_for() {
     let counters = counted(&rig);
     assert_eq!((counters.discarded_blocks, counters.purged_blocks), (10, 30));
     assert_eq!(counters.onode_evicted_blocks, 0);
+    rig.check(TRANSIT);
+}
+
+#[test]
+fn a_switched_policy_drops_nothing() {
+    let mut rig = Rig::new(new_disk(12), 1, 12);
+    let client = rig.connect(0, true);
+    let data = pattern(5, 40 * 4096);
+    rig.clients[client].write(0, &data);
+    ok(&mut rig, client);
+    let in_ram = |rig: &Rig| {
+        let usages = rig.cores[0].shards().map(|(_, shard)| shard.buffers().usage());
+        usages.map(|usage| usage.warm_in + usage.hot).sum::<u32>()
+    };
+    let before = in_ram(&rig);
+    for policy in Policy::ALL.iter().rev() {
+        rig.tell(0, FromControl::Policy(*policy));
+        rig.settle();
+        assert!(rig.cores[0].shards().all(|(_, shard)| shard.buffers().policy() == *policy));
+        assert_eq!(in_ram(&rig), before, "blocks in RAM");
+    }
+    rig.clients[client].read(0, 40 * 4096);
+    assert_eq!(rig.finish(client)[0].bytes, data);
     rig.check(TRANSIT);
 }
 
