@@ -166,30 +166,44 @@ pub struct Counters {
     pub promotions: u64,
 }
 
-/// One slot. 20 bytes, beside 8 for its link and 4 on the stack of free pages.
+/// What a hit and the choice of a victim need of a buffer: eight bytes, apart from the rest, so that
+/// those of a whole shard stay in the processor's caches.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    state: State,
+    tag: Tag,
+    /// Its last use, if it has a page.
+    used: Stamp,
+    mark: Mark,
+}
+
+/// The rest. 12 bytes, beside 8 for its link and 4 on the stack of free pages.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     page: PageId,
     /// Of a free slot: the next free one.
     block: BlockAddr,
     pins: u16,
-    state: State,
-    tag: Tag,
-    /// Uses since it came to its list, as the policy counts them.
-    uses: u8,
     /// The owner has let go; the page is given back when nobody uses it.
     detached: bool,
-    /// Its last use, if it has a page.
-    used: Stamp,
-    mark: Mark,
 }
 
-const _: () = assert!(size_of::<Slot>() == 20);
+const _: () = assert!(size_of::<Life>() == 8 && size_of::<Slot>() == 12);
+
+impl Life {
+    const FREE: Self =
+        Self { state: State::Free, tag: Tag::New, used: Stamp::ZERO, mark: Mark::NEW };
+}
+
+impl Slot {
+    const FREE: Self = Self { page: PageId::NONE, block: BlockAddr(0), pins: 0, detached: false };
+}
 
 /// The memory of a buffer table.
 #[derive(Debug)]
 pub struct BufferStorage {
     links: Box<[Link]>,
+    lives: Box<[Life]>,
     slots: Box<[Slot]>,
     free_pages: Box<[PageId]>,
     ghosts: GhostStorage,
@@ -199,20 +213,10 @@ impl BufferStorage {
     /// Memory for so many slots: see [`slots_for`](Self::slots_for).
     #[must_use]
     pub fn new(slots: usize) -> Self {
-        let free = Slot {
-            page: PageId::NONE,
-            block: BlockAddr(0),
-            pins: 0,
-            state: State::Free,
-            tag: Tag::New,
-            uses: 0,
-            detached: false,
-            used: Stamp::default(),
-            mark: Mark::NEW,
-        };
         Self {
             links: core::iter::repeat_n(Link::default(), slots).collect(),
-            slots: core::iter::repeat_n(free, slots).collect(),
+            lives: core::iter::repeat_n(Life::FREE, slots).collect(),
+            slots: core::iter::repeat_n(Slot::FREE, slots).collect(),
             free_pages: core::iter::repeat_n(PageId::NONE, slots).collect(),
             ghosts: GhostStorage::new(Policy::ghosts_of_any(slots as u32)),
         }
@@ -229,6 +233,8 @@ impl BufferStorage {
 /// The buffers of a shard. No call allocates; all are O(1), see the module about pins.
 #[derive(Debug)]
 pub struct Buffers<'a> {
+    lives: &'a mut [Life],
+    /// Of the buffers with the same numbers.
     slots: &'a mut [Slot],
     warm_in: Queue<'a>,
     hot: Queue<'a>,
@@ -258,16 +264,17 @@ impl<'a> Buffers<'a> {
     /// If `storage` has fewer slots than there are pages.
     #[must_use]
     pub fn new(storage: &'a mut BufferStorage, pages: &[PageId], policy: Policy) -> Self {
-        let BufferStorage { links, slots, free_pages, ghosts } = storage;
+        let BufferStorage { links, lives, slots, free_pages, ghosts } = storage;
         assert!(pages.len() <= slots.len(), "more pages than slots");
         let [warm_in, hot] = queues(links);
         for (i, slot) in slots.iter_mut().enumerate() {
-            slot.state = State::Free;
             slot.block = BlockAddr(i as u32 + 1);
         }
+        lives.fill(Life::FREE);
         free_pages[..pages.len()].copy_from_slice(pages);
         let own_pages = pages.len() as u32;
         Self {
+            lives,
             slots,
             warm_in,
             hot,
@@ -400,11 +407,11 @@ impl<'a> Buffers<'a> {
             return None;
         }
         let (id, ghost) = self.pop_victim(incoming)?;
-        let slot = &mut self.slots[id as usize];
-        debug_assert!(slot.state == State::Clean && slot.pins == 0 && !slot.detached);
-        let Slot { block, page, mark, .. } = *slot;
-        self.counters.young_evictions += u64::from(self.ages.age(slot.used) < YOUNG_SECONDS);
-        self.ages.remove(slot.used, 1);
+        let Slot { block, page, pins, detached } = self.slots[id as usize];
+        let Life { state, used, mark, .. } = self.lives[id as usize];
+        debug_assert!(state == State::Clean && pins == 0 && !detached);
+        self.counters.young_evictions += u64::from(self.ages.age(used) < YOUNG_SECONDS);
+        self.ages.remove(used, 1);
         self.free_slot(id);
         let (ghost, dropped) = match ghost && self.ghosts_max > 0 {
             true => self.make_ghost(block, mark),
@@ -463,8 +470,8 @@ impl<'a> Buffers<'a> {
     /// A filling buffer that no block refers to, pinned once: it ends with its last pin, and is no
     /// use of its block. Otherwise as `insert_filling`.
     pub fn insert_private(&mut self, block: BlockAddr, page: PageId) -> Option<BufferId> {
-        let slot = self.new_slot(block, page, State::Filling)?;
-        let id = self.put(Slot { pins: 1, detached: true, ..slot });
+        let life = self.begin_life(State::Filling)?;
+        let id = self.put(life, Slot { page, block, pins: 1, detached: true });
         self.usage.detached += 1;
         Some(id)
     }
@@ -478,14 +485,15 @@ impl<'a> Buffers<'a> {
     ///
     /// If the buffer is neither filling nor writing.
     pub fn finish(&mut self, id: BufferId, level: Level) {
-        let slot = &mut self.slots[id.0 as usize];
-        let rewritten = slot.state == State::Writing;
-        let in_flight = match slot.state {
+        let life = &mut self.lives[id.0 as usize];
+        let rewritten = life.state == State::Writing;
+        let in_flight = match life.state {
             State::Filling => &mut self.usage.filling,
             State::Writing => &mut self.usage.writing,
             state => panic!("finish of {id:?}, which is {state:?}"),
         };
-        slot.state = State::Clean;
+        life.state = State::Clean;
+        let slot = &self.slots[id.0 as usize];
         if slot.detached {
             if slot.pins == 0 {
                 self.end_detached(id.0);
@@ -493,7 +501,7 @@ impl<'a> Buffers<'a> {
             return;
         }
         *in_flight -= 1;
-        let hint = Hint { tag: slot.tag, uses: slot.uses, mark: slot.mark };
+        let hint = Hint { tag: life.tag, mark: life.mark };
         let (list, end) = self.policy.place(hint, level);
         match hint.tag {
             Tag::New => {}
@@ -501,8 +509,8 @@ impl<'a> Buffers<'a> {
             Tag::WarmIn | Tag::Hot => {
                 if rewritten {
                     match self.policy.touched(list, true) {
-                        Touched::Counts => slot.uses = hint.uses.saturating_add(1),
-                        Touched::Learns => self.reuse.used(&mut slot.mark),
+                        Touched::Counts { most } => life.mark.count(most),
+                        Touched::Learns => self.reuse.used(&mut life.mark),
                         Touched::Stays | Touched::Front(_) => {}
                     }
                 }
@@ -522,12 +530,13 @@ impl<'a> Buffers<'a> {
     pub fn discard(&mut self, id: BufferId) -> (Hint, Option<PageId>) {
         if let Some(place) = id.place() {
             let mark = self.warm_out.remove(place);
-            return (Hint { tag: Tag::WarmOut, uses: 0, mark }, None);
+            return (Hint { tag: Tag::WarmOut, mark }, None);
         }
         let slot = self.slots[id.0 as usize];
-        let hint = Hint { tag: slot.tag, uses: slot.uses, mark: slot.mark };
+        let life = self.lives[id.0 as usize];
+        let hint = Hint { tag: life.tag, mark: life.mark };
         assert!(!slot.detached, "discarded twice: {id:?}");
-        match slot.state {
+        match life.state {
             State::Free | State::Ghost => panic!("discard of {id:?}, which is free"),
             State::Filling => self.usage.filling -= 1,
             State::Writing => self.usage.writing -= 1,
@@ -535,7 +544,7 @@ impl<'a> Buffers<'a> {
                 let listed = self.unlink(id.0);
                 if slot.pins == 0 {
                     debug_assert!(listed);
-                    self.ages.remove(slot.used, 1);
+                    self.ages.remove(life.used, 1);
                     self.free_slot(id.0);
                     return (hint, Some(slot.page));
                 }
@@ -566,19 +575,19 @@ impl<'a> Buffers<'a> {
     pub(crate) fn used(&mut self, id: BufferId, write: bool) {
         debug_assert!(self.is_resident(id));
         self.counters.hits += 1;
-        let slot = &mut self.slots[id.0 as usize];
-        self.ages.touch(&mut slot.used, 1);
-        if slot.state != State::Clean {
+        let life = &mut self.lives[id.0 as usize];
+        self.ages.touch(&mut life.used, 1);
+        if life.state != State::Clean {
             return;
         }
         // A listed buffer's tag says which list. One that is unlisted, being pinned or detached,
         // has its place decided when it is listed again; that it was used stays counted.
-        let on = if slot.tag == Tag::Hot { List::Hot } else { List::WarmIn };
+        let on = if life.tag == Tag::Hot { List::Hot } else { List::WarmIn };
         match self.policy.touched(on, write) {
             Touched::Stays => {}
-            Touched::Counts => slot.uses = slot.uses.saturating_add(1),
+            Touched::Counts { most } => life.mark.count(most),
             Touched::Learns => {
-                self.reuse.used(&mut slot.mark);
+                self.reuse.used(&mut life.mark);
                 if on != List::Hot {
                     self.move_to_front(id.0, on, List::Hot);
                 }
@@ -627,7 +636,7 @@ impl<'a> Buffers<'a> {
     pub fn unpin(&mut self, id: BufferId) {
         let slot = &mut self.slots[id.0 as usize];
         slot.pins = slot.pins.checked_sub(1).expect("unpin of a buffer that is pinned");
-        if slot.pins > 0 || slot.state != State::Clean {
+        if slot.pins > 0 || self.lives[id.0 as usize].state != State::Clean {
             return;
         }
         if slot.detached {
@@ -636,7 +645,7 @@ impl<'a> Buffers<'a> {
             self.usage.pinned_listed -= 1;
         } else {
             self.usage.pinned_unlisted -= 1;
-            match self.slots[id.0 as usize].tag {
+            match self.lives[id.0 as usize].tag {
                 Tag::Hot => self.push(id.0, List::Hot, End::Front),
                 _ => self.push(id.0, List::WarmIn, End::Back),
             }
@@ -664,7 +673,7 @@ impl<'a> Buffers<'a> {
         if !id.is_buffer() {
             return State::Ghost;
         }
-        self.slots[id.0 as usize].state
+        self.lives[id.0 as usize].state
     }
 
     /// The owner refers to the buffer or ghost from another place from now on.
@@ -678,7 +687,7 @@ impl<'a> Buffers<'a> {
     /// The data of a clean, unpinned buffer is in another page from now on; returns the old one.
     pub fn set_page(&mut self, id: BufferId, page: PageId) -> PageId {
         let slot = &mut self.slots[id.0 as usize];
-        debug_assert!(slot.state == State::Clean && slot.pins == 0);
+        debug_assert!(self.lives[id.0 as usize].state == State::Clean && slot.pins == 0);
         core::mem::replace(&mut slot.page, page)
     }
 
@@ -703,7 +712,7 @@ impl<'a> Buffers<'a> {
         if !id.is_buffer() {
             return Tag::WarmOut;
         }
-        self.slots[id.0 as usize].tag
+        self.lives[id.0 as usize].tag
     }
 
     /// How many pins the buffer has.
@@ -745,15 +754,15 @@ impl<'a> Buffers<'a> {
     pub fn recount(&self) -> Usage {
         let ghosts = self.warm_out.iter().count() as u32;
         let mut usage = Usage { free: self.usage.free, ghosts, ..Usage::default() };
-        for (i, slot) in self.slots.iter().enumerate() {
+        for (i, (slot, life)) in self.slots.iter().zip(&*self.lives).enumerate() {
             let i = i as u32;
             let lists = [&self.warm_in, &self.hot].map(|list| list.contains(i));
             let pinned = slot.pins > 0;
-            let listed = match (slot.state, slot.detached) {
-                (State::Clean, false) => slot.tag,
+            let listed = match (life.state, slot.detached) {
+                (State::Clean, false) => life.tag,
                 _ => Tag::New,
             };
-            match (slot.state, lists) {
+            match (life.state, lists) {
                 (State::Free | State::Ghost, _) => {}
                 _ if slot.detached => usage.detached += 1,
                 (State::Filling, _) => usage.filling += 1,
@@ -766,7 +775,7 @@ impl<'a> Buffers<'a> {
             usage.pinned_listed += u32::from(on_list && pinned);
             assert!(on_list || listed == Tag::New || pinned, "slot {i} is on no list");
             let expected = [Tag::WarmIn, Tag::Hot].map(|tag| on_list && tag == listed);
-            assert_eq!(lists, expected, "slot {i} is {slot:?}");
+            assert_eq!(lists, expected, "slot {i} is {life:?} {slot:?}");
         }
         usage
     }
@@ -778,46 +787,42 @@ impl<'a> Buffers<'a> {
         hint: Hint,
         state: State,
     ) -> Option<BufferId> {
-        let slot = self.new_slot(block, page, state)?;
-        let Hint { tag, uses, mut mark } = hint;
+        let life = self.begin_life(state)?;
+        let Hint { tag, mut mark } = hint;
         if self.policy == Policy::Reuse && matches!(tag, Tag::New | Tag::WarmOut) {
             self.reuse.comes_in(&mut mark, tag == Tag::WarmOut);
         }
-        Some(self.put(Slot { tag, uses, mark, ..slot }))
+        let slot = Slot { page, block, ..Slot::FREE };
+        Some(self.put(Life { tag, mark, ..life }, slot))
     }
 
-    /// What a slot for a block of which nothing is known holds, used now; `None`: none is free.
-    fn new_slot(&mut self, block: BlockAddr, page: PageId, state: State) -> Option<Slot> {
-        debug_assert!(page.is_some());
+    /// The life of a block of which nothing is known, used now; `None`: no slot is free.
+    fn begin_life(&mut self, state: State) -> Option<Life> {
         self.slots.get(self.free_slot as usize)?;
-        let used = self.ages.add(1);
-        let Hint { tag, uses, mark } = Hint::NEW;
-        Some(Slot { page, block, pins: 0, state, tag, uses, detached: false, used, mark })
+        Some(Life { state, used: self.ages.add(1), ..Life::FREE })
     }
 
     /// Puts it into the next free slot.
-    fn put(&mut self, slot: Slot) -> BufferId {
+    fn put(&mut self, life: Life, slot: Slot) -> BufferId {
+        debug_assert!(slot.page.is_some());
         let id = self.free_slot;
-        let free = core::mem::replace(&mut self.slots[id as usize], slot);
-        debug_assert_eq!(free.state, State::Free);
-        self.free_slot = free.block.0;
+        debug_assert_eq!(self.lives[id as usize].state, State::Free);
+        self.lives[id as usize] = life;
+        self.free_slot = core::mem::replace(&mut self.slots[id as usize], slot).block.0;
         BufferId(id)
     }
 
     fn free_slot(&mut self, id: u32) {
-        let slot = &mut self.slots[id as usize];
-        slot.page = PageId::NONE;
-        slot.state = State::Free;
-        slot.detached = false;
-        slot.block = BlockAddr(self.free_slot);
+        self.lives[id as usize].state = State::Free;
+        self.slots[id as usize] = Slot { block: BlockAddr(self.free_slot), ..Slot::FREE };
         self.free_slot = id;
     }
 
     /// Nobody uses a discarded buffer's page any more.
     fn end_detached(&mut self, id: u32) {
         self.usage.detached -= 1;
-        let Slot { page, used, .. } = self.slots[id as usize];
-        self.ages.remove(used, 1);
+        let page = self.slots[id as usize].page;
+        self.ages.remove(self.lives[id as usize].used, 1);
         self.free_slot(id);
         self.give_page(page);
     }
@@ -837,16 +842,16 @@ impl<'a> Buffers<'a> {
                 List::WarmIn => self.warm_in.pop_back()?,
                 List::Hot => self.hot.pop_back()?,
             };
-            let slot = &mut self.slots[id as usize];
-            if slot.pins > 0 {
+            if self.slots[id as usize].pins > 0 {
                 self.usage.pinned_listed -= 1;
                 self.usage.pinned_unlisted += 1;
                 continue;
             }
-            match self.policy.verdict(list, slot.uses) {
+            let uses = &mut self.lives[id as usize].mark.uses;
+            match self.policy.verdict(list, *uses) {
                 Verdict::Evict { ghost } => return Some((id, ghost)),
-                Verdict::Spare(list, uses) => {
-                    slot.uses = uses;
+                Verdict::Spare(list, left) => {
+                    *uses = left;
                     self.push(id, list, End::Front);
                 }
             }
@@ -862,16 +867,16 @@ impl<'a> Buffers<'a> {
         loop {
             let id = self.hand;
             self.hand = if id + 1 == self.slots() { 0 } else { id + 1 };
-            let slot = &mut self.slots[id as usize];
-            let idle = slot.state == State::Clean && slot.pins == 0 && !slot.detached;
-            if !idle || slot.tag != Tag::Hot {
+            let life = &mut self.lives[id as usize];
+            if life.state != State::Clean || life.tag != Tag::Hot {
                 continue;
             }
-            let index = self.reuse.index(&mut slot.mark);
-            if index < least {
+            let index = self.reuse.index(&mut life.mark);
+            // A discarded buffer that is clean is pinned.
+            if index < least && self.slots[id as usize].pins == 0 {
                 (least, victim) = (index, id);
             }
-            if !self.reuse.passes(index, passed) {
+            if least < u32::MAX && !self.reuse.passes(index, passed) {
                 break;
             }
             passed += 1;
@@ -889,7 +894,7 @@ impl<'a> Buffers<'a> {
     ) -> (Option<BufferId>, Option<BlockAddr>) {
         let full = self.warm_out.is_full() || self.warm_out.len() >= self.ghosts_max;
         let dropped = if full { self.expire_ghost() } else { None };
-        (Some(BufferId::ghost(self.warm_out.push(block, mark))), dropped)
+        (Some(BufferId::ghost(self.warm_out.push(block, mark.without_uses()))), dropped)
     }
 
     /// The oldest ghost ends.
@@ -914,7 +919,7 @@ impl<'a> Buffers<'a> {
             List::WarmIn => (&mut self.warm_in, Tag::WarmIn),
             List::Hot => (&mut self.hot, Tag::Hot),
         };
-        self.slots[id as usize].tag = tag;
+        self.lives[id as usize].tag = tag;
         match end {
             End::Front => queue.push_front(id),
             End::Back => queue.push_back(id),
@@ -1047,9 +1052,9 @@ mod tests {
             let mut all: Vec<_> = free.iter().copied().chain(held).collect();
             all.sort();
             assert!(all.iter().map(|page| page.0).eq(1000..1000 + pages));
-            for slot in &*table.slots {
-                assert_ne!(slot.state, State::Ghost);
-                let has_page = slot.state != State::Free;
+            for (slot, life) in table.slots.iter().zip(&*table.lives) {
+                assert_ne!(life.state, State::Ghost);
+                let has_page = life.state != State::Free;
                 assert_eq!(slot.page.is_some(), has_page, "{slot:?}");
                 assert!(has_page || slot.pins == 0, "{slot:?}");
             }
@@ -1058,7 +1063,7 @@ mod tests {
                 assert_eq!(table.block(id), BlockAddr(block as u32));
                 assert!(table.state(id) != State::Free && !table.is_detached(id));
             }
-            let owned = |slot: &&Slot| slot.state != State::Free && !slot.detached;
+            let owned = |slot: &&Slot| slot.page.is_some() && !slot.detached;
             let referenced = self.refs.iter().flatten().filter(|id| id.is_buffer()).count();
             assert_eq!(table.slots.iter().filter(owned).count(), referenced);
             for &(id, page) in &self.pins {

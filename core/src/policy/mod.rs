@@ -11,7 +11,6 @@ mod s3fifo;
 mod twoq;
 mod twoq_bluestore;
 
-pub use reuse::Mark;
 pub(crate) use reuse::Reuse;
 
 /// What a buffer's past says about it, lowest first.
@@ -27,20 +26,46 @@ pub enum Tag {
     Hot,
 }
 
+/// What a policy remembers of a buffer or ghost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Mark {
+    /// Its last use, in units of [`Reuse`].
+    used: u16,
+    /// Its kind, as [`Reuse`] tells them apart.
+    kind: u8,
+    /// Uses since it came to its list, as far as they count.
+    pub(crate) uses: u8,
+}
+
+impl Mark {
+    /// Nothing is known.
+    pub const NEW: Self = Self { used: 0, kind: 0, uses: 0 };
+
+    /// The same of a ghost.
+    pub(crate) fn without_uses(self) -> Self {
+        Self { uses: 0, ..self }
+    }
+
+    /// One use more; of many that are counted already, nothing is written.
+    pub(crate) fn count(&mut self, most: u8) {
+        if self.uses < most {
+            self.uses += 1;
+        }
+    }
+}
+
 /// What is known of a block whose buffer or ghost was removed, for the buffer that replaces it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hint {
     /// Where it was.
     pub tag: Tag,
-    /// Uses that were counted there.
-    pub uses: u8,
     /// What else a policy remembers.
     pub mark: Mark,
 }
 
 impl Hint {
     /// Nothing is known.
-    pub const NEW: Self = Self { tag: Tag::New, uses: 0, mark: Mark::NEW };
+    pub const NEW: Self = Self { tag: Tag::New, mark: Mark::NEW };
 }
 
 /// How dear a buffer is to its owner when it becomes clean.
@@ -75,8 +100,11 @@ pub enum End {
 pub(crate) enum Touched {
     /// Nothing.
     Stays,
-    /// It is counted, and judged by it when its turn to leave comes.
-    Counts,
+    /// It is counted, up to so many, and judged by it when its turn to leave comes.
+    Counts {
+        /// So many.
+        most: u8,
+    },
     /// [`Reuse`] learns from it; it goes to hot if it is not there.
     Learns,
     /// It moves to the front of this list.
@@ -165,7 +193,7 @@ impl Policy {
             Self::Lru => Touched::Front(List::Hot),
             Self::TwoQ => twoq::touched(list),
             Self::TwoQBluestore => twoq_bluestore::touched(list, write),
-            Self::S3Fifo => Touched::Counts,
+            Self::S3Fifo => Touched::Counts { most: s3fifo::USES_MAX },
             Self::Reuse => Touched::Learns,
         }
     }

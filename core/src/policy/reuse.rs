@@ -22,7 +22,7 @@
 
 use alloc::boxed::Box;
 
-use super::{End, Level, List, percent};
+use super::{End, Level, List, Mark, percent};
 
 /// Ghosts, in percent of the pages.
 const GHOST_PERCENT: u32 = 200;
@@ -55,17 +55,7 @@ const INDEX_START: u32 = 1 << 12;
 /// The least threshold.
 const THRESHOLD_MIN: i64 = 1 << 9;
 
-/// What is remembered of a buffer, and of its ghost.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Mark {
-    /// Its last use, in units.
-    used: u16,
-    kind: u8,
-}
-
 impl Mark {
-    pub(crate) const NEW: Self = Self { used: 0, kind: 0 };
-
     fn kind(self) -> usize {
         usize::from(self.kind) % KINDS
     }
@@ -144,7 +134,7 @@ impl Reuse {
         if ghost {
             self.used(mark);
         } else {
-            *mark = Mark { used: self.now, kind: self.request };
+            *mark = Mark { used: self.now, kind: self.request, ..*mark };
             if self.new_allowed > 0 {
                 self.new_allowed -= 1;
                 self.tick();

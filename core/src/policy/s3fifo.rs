@@ -8,7 +8,7 @@ const SMALL_PERCENT: u32 = 10;
 /// Uses while on warm_in that take a buffer to hot.
 const PROMOTION_USES: u8 = 2;
 /// Uses that are told apart.
-const USES_MAX: u8 = 3;
+pub(super) const USES_MAX: u8 = 3;
 
 pub(super) fn place(hint: Tag, level: Level) -> (List, End) {
     match (hint, level) {
@@ -23,7 +23,7 @@ pub(super) fn victim(lens: Lens) -> List {
 }
 
 pub(super) fn verdict(list: List, uses: u8) -> Verdict {
-    match (list, uses.min(USES_MAX)) {
+    match (list, uses) {
         (List::WarmIn, PROMOTION_USES..) => Verdict::Spare(List::Hot, 0),
         (List::WarmIn, _) => Verdict::Evict { ghost: true },
         (List::Hot, 0) => Verdict::Evict { ghost: false },
