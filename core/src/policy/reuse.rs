@@ -61,15 +61,29 @@ impl Mark {
     }
 }
 
+/// By kind: the same with one life more, without the bits of a request.
+const ONE_LIFE_MORE: [u8; KINDS] = {
+    let mut next = [0; KINDS];
+    let mut kind = 0;
+    while kind < KINDS {
+        let lives = kind as u8 >> 2;
+        next[kind] = if lives < LIVES_MAX { lives + 1 } else { LIVES_MAX } << 2;
+        kind += 1;
+    }
+    next
+};
+
 type Counts = [[u64; AGES]; KINDS];
 
 /// What the policy knows of the whole cache.
 #[derive(Debug)]
 pub(crate) struct Reuse {
     capacity: u32,
-    /// Time in units, and uses in the present one.
+    /// Time in units.
     now: u16,
-    uses: u32,
+    /// Uses until the next unit; and what that was when `new_allowed` was brought up to date.
+    left: u32,
+    left_then: u32,
     /// Blocks that move time on although they come in for the first time.
     new_allowed: u32,
     /// Misses since an index was made.
@@ -95,7 +109,8 @@ impl Reuse {
         Self {
             capacity,
             now: 0,
-            uses: 0,
+            left: unit(capacity),
+            left_then: unit(capacity),
             new_allowed: 0,
             misses: 0,
             turn: 0,
@@ -118,14 +133,13 @@ impl Reuse {
     }
 
     /// A block comes back: it is in RAM, or its ghost is there.
+    #[inline]
     pub(crate) fn used(&mut self, mark: &mut Mark) {
         let age = self.now.wrapping_sub(mark.used);
         self.back[mark.kind()][octave(age)] += EVENT;
         mark.used = self.now;
-        let lives = ((mark.kind >> 2) + 1).min(LIVES_MAX);
-        let next = lives << 2 | self.request;
+        let next = ONE_LIFE_MORE[mark.kind()] | self.request;
         mark.kind = if age > SAME_USE { next } else { mark.kind };
-        self.new_allowed = (self.new_allowed + NEW_FOR_EACH_BACK).min(self.capacity);
         self.tick();
     }
 
@@ -135,8 +149,10 @@ impl Reuse {
             self.used(mark);
         } else {
             *mark = Mark { used: self.now, kind: self.request, ..*mark };
+            self.allow_new();
             if self.new_allowed > 0 {
                 self.new_allowed -= 1;
+                self.left_then -= 1;
                 self.tick();
             }
         }
@@ -148,11 +164,25 @@ impl Reuse {
     }
 
     fn tick(&mut self) {
-        self.uses += 1;
-        if self.uses >= self.capacity / UNITS {
-            self.uses = 0;
-            self.now = self.now.wrapping_add(1);
+        self.left -= 1;
+        if self.left == 0 {
+            self.begin_unit();
         }
+    }
+
+    #[cold]
+    fn begin_unit(&mut self) {
+        self.allow_new();
+        self.now = self.now.wrapping_add(1);
+        self.left = unit(self.capacity);
+        self.left_then = self.left;
+    }
+
+    /// Brings `new_allowed` up to date with the blocks that came back.
+    fn allow_new(&mut self) {
+        let back = self.left_then - self.left;
+        self.left_then = self.left;
+        self.new_allowed = (self.new_allowed + back * NEW_FOR_EACH_BACK).min(self.capacity);
     }
 
     /// The index of the buffer that the hand has come to.
@@ -254,8 +284,13 @@ impl Reuse {
     }
 }
 
+/// Uses in a unit of time.
+fn unit(capacity: u32) -> u32 {
+    (capacity / UNITS).max(1)
+}
+
 fn octave(age: u16) -> usize {
-    age.max(1).ilog2() as usize
+    (age | 1).ilog2() as usize
 }
 
 /// Units in an octave.
