@@ -862,28 +862,31 @@ impl<'a> Buffers<'a> {
     /// has passed over so many that the least of them must do. The next buffer takes the victim's
     /// slot, so the hand comes to it last. There must be a victim.
     fn take_by_hand(&mut self) -> u32 {
+        let Self { lives, slots, reuse, .. } = self;
+        let mut at = self.hand as usize;
         let mut passed = 0;
-        let (mut least, mut victim) = (u32::MAX, self.hand);
+        let (mut least, mut victim) = (u32::MAX, at);
         loop {
-            let id = self.hand;
-            self.hand = if id + 1 == self.slots() { 0 } else { id + 1 };
-            let life = &mut self.lives[id as usize];
+            let id = at;
+            let life = &mut lives[id];
+            at = if id + 1 == slots.len() { 0 } else { id + 1 };
             if life.state != State::Clean || life.tag != Tag::Hot {
                 continue;
             }
-            let index = self.reuse.index(&mut life.mark);
+            let index = reuse.index(&mut life.mark);
             // A discarded buffer that is clean is pinned.
-            if index < least && self.slots[id as usize].pins == 0 {
+            if index < least && slots[id].pins == 0 {
                 (least, victim) = (index, id);
             }
-            if least < u32::MAX && !self.reuse.passes(index, passed) {
+            if least < u32::MAX && !reuse.passes(index, passed) {
                 break;
             }
             passed += 1;
         }
+        self.hand = at as u32;
         self.reuse.took(passed);
-        self.hot.remove(victim);
-        victim
+        self.hot.remove(victim as u32);
+        victim as u32
     }
 
     /// A ghost of `block`, and the block whose ghost ended for it.

@@ -42,8 +42,8 @@ const NEW_FOR_EACH_BACK: u32 = 16;
 /// twice.
 const SAME_USE: u16 = 6;
 /// Buffers that the hand passes over for each that it takes: what is aimed at, and the limit.
-const PASSES: i64 = 8;
-const PASSES_MAX: i64 = 16;
+const PASSES: u32 = 8;
+const PASSES_MAX: u32 = 16;
 /// The counts of a kind lose this part (as a power of two) whenever its index is made anew.
 const DECAY_SHIFT: u32 = 8;
 /// One event, in the counts.
@@ -53,7 +53,7 @@ const PRIOR: u64 = 256;
 /// The threshold and the index at age 0 while nothing is known.
 const INDEX_START: u32 = 1 << 12;
 /// The least threshold.
-const THRESHOLD_MIN: i64 = 1 << 9;
+const THRESHOLD_MIN: u32 = 1 << 9;
 
 impl Mark {
     fn kind(self) -> usize {
@@ -90,7 +90,7 @@ pub(crate) struct Reuse {
     misses: u32,
     /// The kind whose turn it is.
     turn: usize,
-    threshold: i64,
+    threshold: u32,
     /// Of the request under way: the kind bits that are not the number of lives.
     request: u8,
     /// By kind and age: how many came back at it.
@@ -114,7 +114,7 @@ impl Reuse {
             new_allowed: 0,
             misses: 0,
             turn: 0,
-            threshold: INDEX_START.into(),
+            threshold: INDEX_START,
             request: 0,
             back: Box::new([[0; AGES]; KINDS]),
             given_up: Box::new([[0; AGES]; KINDS]),
@@ -198,14 +198,15 @@ impl Reuse {
 
     /// Whether the hand passes over a buffer with that index, of which so many were passed over
     /// before.
-    pub(crate) fn passes(&self, index: u32, passed: i64) -> bool {
-        i64::from(index) > self.threshold && passed < PASSES_MAX
+    pub(crate) fn passes(&self, index: u32, passed: u32) -> bool {
+        index > self.threshold && passed < PASSES_MAX
     }
 
     /// A buffer was taken after so many were passed over.
-    pub(crate) fn took(&mut self, passed: i64) {
-        let error = (passed - PASSES).min(2 * PASSES);
-        self.threshold = (self.threshold + self.threshold * error / 512).max(THRESHOLD_MIN);
+    pub(crate) fn took(&mut self, passed: u32) {
+        let error = i64::from(passed.min(3 * PASSES)) - i64::from(PASSES);
+        let threshold = i64::from(self.threshold) * (512 + error) / 512;
+        self.threshold = threshold.clamp(THRESHOLD_MIN.into(), u32::MAX.into()) as u32;
     }
 
     /// A ghost became too old.
