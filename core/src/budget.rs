@@ -103,6 +103,8 @@ const CLASSES: [Class; 2] = [Class::Meta, Class::Data];
 struct Part {
     report: BudgetReport,
     reported: Instant,
+    /// Leaves that it has for good.
+    kept_leaves: u32,
     target: Target,
     /// What it would have if all could be moved at once, in bytes by class.
     ideal: [u64; 2],
@@ -128,6 +130,7 @@ impl Budget {
         let none = Part {
             report: BudgetReport::default(),
             reported: Instant(0),
+            kept_leaves: 0,
             target: Target::default(),
             ideal: [0; 2],
         };
@@ -181,9 +184,15 @@ impl Budget {
         self.parts[shard].target
     }
 
+    /// The shard's target is to have so many leaves at least, before anything else is divided.
+    pub fn keep_leaves(&mut self, shard: usize, leaves: u32) {
+        self.parts[shard].kept_leaves = leaves;
+    }
+
     /// Takes a shard's report. Counts for all rounds until the next one.
     pub fn handle_report(&mut self, now: Instant, shard: usize, report: BudgetReport) {
-        self.parts[shard].report = report;
+        let young_evictions = report.young_evictions.min(u32::MAX.into());
+        self.parts[shard].report = BudgetReport { young_evictions, ..report };
         self.parts[shard].reported = now;
     }
 
@@ -212,6 +221,7 @@ impl Budget {
         for part in &mut self.parts {
             part.ideal = CLASSES.map(|class| self.rules.floor_bytes(class));
         }
+        self.hand_out(&mut left, Class::Meta, |part| part.kept_leaves.into());
         for class in CLASSES {
             self.hand_out(&mut left, class, |part| part.min_units(class));
         }

@@ -15,6 +15,7 @@ pub mod event;
 mod ghosts;
 pub mod ids;
 pub mod keeper;
+pub mod lending;
 pub mod limits;
 pub mod list;
 pub mod mailbox;
