@@ -1,4 +1,4 @@
-//! The division of memory: how many pages and leaves each shard of a cache should have.
+//! The division of memory: how many pages and how much metadata each shard of a cache should have.
 //!
 //! All shards report what they have by age ([`BudgetReport`]). Memory is handed out by age window,
 //! youngest first; within a window metadata comes first, then data, and if there is not enough for
@@ -13,53 +13,29 @@
 
 use alloc::vec::Vec;
 
+use crate::ages::{WINDOW_ENDS, WINDOWS};
+use crate::shard::BudgetReport;
 use crate::time::{Duration, Instant};
-
-/// Age windows of a report: up to 1, 2, 6, 24, 120, 720 seconds since the last use, and older.
-pub const AGES: usize = 7;
-/// Where each window begins, in seconds.
-pub const AGE_STARTS: [u64; AGES] = [0, 1, 2, 6, 24, 120, 720];
 
 /// The window with which the pressure of a shard competes that has its fair share: up to 24
 /// seconds. One that has less competes with the youngest.
 const PRESSURE_AGE: usize = 3;
-/// The window with which a shard competes that has used up its leaves: up to 720 seconds.
-const LEAVES_AGE: usize = 5;
+/// The window with which a shard competes that had to evict onodes: up to 720 seconds.
+const META_AGE: usize = 5;
 /// One round moves at most this part of all.
 const STEP_PART: u64 = 16;
 /// Nobody gets more by less than this part of what it has.
 const SMALL_PART: u64 = 32;
-/// Who has used all its leaves but this part lacks some.
-const SPARE_LEAVES_PART: u32 = 32;
 /// What nobody has is given out when it is more than this part of all.
 const SPARE_BYTES_PART: u64 = 64;
-
-/// What a shard says of itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct BudgetReport {
-    /// Pages that it holds, its log's own not counted.
-    pub pages: u32,
-    /// Leaves that it uses.
-    pub leaves: u32,
-    /// Pages of data by the time since their last use.
-    pub data_ages: [u64; AGES],
-    /// Leaves by the time since their last use.
-    pub meta_ages: [u64; AGES],
-    /// Pages that it cannot do without now: pinned, in flight.
-    pub pages_min: u32,
-    /// Leaves that it cannot do without now: dirty, in use.
-    pub leaves_min: u32,
-    /// Pages that were evicted young since the last report.
-    pub young_evictions: u64,
-}
 
 /// What a shard may have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Target {
     /// Pages, its log's own not counted.
     pub pages: u32,
-    /// Leaves.
-    pub leaves: u32,
+    /// Metadata, in units ([`META_UNIT_BYTES`](crate::onode::META_UNIT_BYTES)).
+    pub meta_units: u32,
 }
 
 /// What things cost, and what every shard has at least and at most.
@@ -67,8 +43,8 @@ pub struct Target {
 pub struct Rules {
     /// Bytes that a page costs, its part of the tables included.
     pub page_bytes: u64,
-    /// Bytes that a leaf costs, its part of the tables included.
-    pub leaf_bytes: u64,
+    /// Bytes that a unit of metadata costs.
+    pub unit_bytes: u64,
     /// No target is below.
     pub floor: Target,
     /// No target is above: what the tables have room for.
@@ -79,7 +55,7 @@ impl Rules {
     /// Bytes of a target.
     #[must_use]
     pub fn bytes(&self, target: Target) -> u64 {
-        u64::from(target.pages) * self.page_bytes + u64::from(target.leaves) * self.leaf_bytes
+        u64::from(target.pages) * self.page_bytes + u64::from(target.meta_units) * self.unit_bytes
     }
 
     /// Bytes that so many shards need at least.
@@ -103,8 +79,12 @@ const CLASSES: [Class; 2] = [Class::Meta, Class::Data];
 struct Part {
     report: BudgetReport,
     reported: Instant,
-    /// Leaves that it has for good.
-    kept_leaves: u32,
+    /// Pages that it lost since the last round although they were young.
+    lost_pages: u64,
+    /// It lost onodes since the last round.
+    lost_onodes: bool,
+    /// Units that it has for now, whatever is divided.
+    kept_units: u32,
     target: Target,
     /// What it would have if all could be moved at once, in bytes by class.
     ideal: [u64; 2],
@@ -119,8 +99,8 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of `total_bytes` for so many shards, divided evenly: an eighth for leaves, the rest
-    /// for pages.
+    /// A budget of `total_bytes` for so many shards, divided evenly: an eighth for metadata, the
+    /// rest for pages.
     ///
     /// # Panics
     /// If that is less than [`Rules::bytes_min`], or there is no shard.
@@ -130,24 +110,26 @@ impl Budget {
         let none = Part {
             report: BudgetReport::default(),
             reported: Instant(0),
-            kept_leaves: 0,
+            lost_pages: 0,
+            lost_onodes: false,
+            kept_units: 0,
             target: Target::default(),
             ideal: [0; 2],
         };
         let parts = core::iter::repeat_n(none, shards).collect();
         let mut budget = Self { rules, total_bytes: 0, parts };
         budget.set_total(Instant(0), total_bytes);
-        let Rules { page_bytes, leaf_bytes, floor, most } = rules;
+        let Rules { page_bytes, unit_bytes, floor, most } = rules;
         let spare = (total_bytes - rules.bytes_min(shards)) / shards as u64;
         let target = |floor: u32, most: u32, bytes: u64, each: u64| {
             let more = u32::try_from(bytes / each).unwrap_or(u32::MAX);
             floor.saturating_add(more).min(most.max(floor))
         };
-        let leaves = target(floor.leaves, most.leaves, spare / 8, leaf_bytes);
-        let spare = spare - u64::from(leaves - floor.leaves) * leaf_bytes;
+        let meta_units = target(floor.meta_units, most.meta_units, spare / 8, unit_bytes);
+        let spare = spare - u64::from(meta_units - floor.meta_units) * unit_bytes;
         let pages = target(floor.pages, most.pages, spare, page_bytes);
         for part in &mut budget.parts {
-            part.target = Target { pages, leaves };
+            part.target = Target { pages, meta_units };
         }
         budget
     }
@@ -184,16 +166,19 @@ impl Budget {
         self.parts[shard].target
     }
 
-    /// The shard's target is to have so many leaves at least, before anything else is divided.
-    pub fn keep_leaves(&mut self, shard: usize, leaves: u32) {
-        self.parts[shard].kept_leaves = leaves;
+    /// The shard's target is to have so many units at least, before anything else is divided.
+    pub fn keep_units(&mut self, shard: usize, units: u32) {
+        self.parts[shard].kept_units = units;
     }
 
-    /// Takes a shard's report. Counts for all rounds until the next one.
+    /// Takes a shard's report, which counts until the next one comes.
     pub fn handle_report(&mut self, now: Instant, shard: usize, report: BudgetReport) {
-        let young_evictions = report.young_evictions.min(u32::MAX.into());
-        self.parts[shard].report = BudgetReport { young_evictions, ..report };
-        self.parts[shard].reported = now;
+        let part = &mut self.parts[shard];
+        // Counts since the start: what is below the last one is a shard that began anew.
+        let lost = report.young_evictions.saturating_sub(part.report.young_evictions);
+        part.lost_pages = part.lost_pages.saturating_add(lost).min(u32::MAX.into());
+        part.lost_onodes |= report.onode_evictions > part.report.onode_evictions;
+        (part.report, part.reported) = (report, now);
     }
 
     /// Moves memory to who lacks it. True if a target has changed.
@@ -209,7 +194,7 @@ impl Budget {
         self.step(over);
         for part in &mut self.parts {
             // It has been heard. Who still lacks something says so again.
-            part.report.young_evictions = 0;
+            (part.lost_pages, part.lost_onodes) = (0, false);
         }
         debug_assert!(self.used_bytes() <= self.total_bytes, "the total is hard");
         self.parts.iter().zip(before).any(|(part, before)| part.target != before)
@@ -221,18 +206,18 @@ impl Budget {
         for part in &mut self.parts {
             part.ideal = CLASSES.map(|class| self.rules.floor_bytes(class));
         }
-        self.hand_out(&mut left, Class::Meta, |part| part.kept_leaves.into());
+        self.hand_out(&mut left, Class::Meta, |part| part.kept_units.into());
         for class in CLASSES {
             self.hand_out(&mut left, class, |part| part.min_units(class));
         }
         let rules = self.rules;
         let fair = self.total_bytes / self.parts.len() as u64;
-        for age in 0..AGES {
+        for age in 0..WINDOWS {
             let claim = |part: &Part| part.data_to_age(now, age, rules.bytes(part.target) < fair);
-            self.hand_out(&mut left, Class::Meta, |part| part.leaves_to_age(now, age));
+            self.hand_out(&mut left, Class::Meta, |part| part.meta_to_age(now, age));
             self.hand_out(&mut left, Class::Data, claim);
         }
-        let pressure = |part: &Part| 1 + part.report.young_evictions;
+        let pressure = |part: &Part| 1 + part.lost_pages;
         for _ in 0..self.parts.len() {
             // Each pass ends for good who has all that its tables have room for.
             let most = rules.most_bytes(Class::Data);
@@ -241,7 +226,7 @@ impl Budget {
             let pot = left;
             for part in self.parts.iter_mut().filter(|part| open(part)) {
                 let ideal = &mut part.ideal[Class::Data as usize];
-                let more = scale(pot, 1 + part.report.young_evictions, weights);
+                let more = scale(pot, 1 + part.lost_pages, weights);
                 let more = more.min(most - *ideal);
                 *ideal += more;
                 left -= more;
@@ -252,7 +237,7 @@ impl Budget {
     /// Raises each shard's ideal for the class to so many units. If `left` is not enough, who wants
     /// less than an even share gets all of it, and the others share the rest evenly.
     fn hand_out(&mut self, left: &mut u64, class: Class, units: impl Fn(&Part) -> u64) {
-        let (each, most) = (self.rules.unit_bytes(class), self.rules.most_bytes(class));
+        let (each, most) = (self.rules.each_bytes(class), self.rules.most_bytes(class));
         let want = |part: &Part| {
             let wanted = units(part).saturating_mul(each).min(most);
             wanted.saturating_sub(part.ideal[class as usize])
@@ -295,7 +280,7 @@ impl Budget {
         for part in &mut self.parts {
             for class in CLASSES {
                 let (more, less) = part.difference(&rules, class);
-                let each = rules.unit_bytes(class);
+                let each = rules.each_bytes(class);
                 let units = part.target.units(class);
                 *units += (scale(given, more, up) / each) as u32;
                 *units -= scale_up(taken, less, down).div_ceil(each) as u32;
@@ -308,41 +293,37 @@ impl Part {
     /// Whether it has less than it could use.
     fn lacks(&self, rules: &Rules) -> bool {
         let Self { report, target, .. } = self;
-        let pages = report.young_evictions > 0 && target.pages < rules.most.pages;
-        let too_few = report.pages_min > target.pages || report.leaves_min > target.leaves;
-        let leaves = self.leaves_are_used_up() && target.leaves < rules.most.leaves;
-        pages || leaves || too_few
-    }
-
-    fn leaves_are_used_up(&self) -> bool {
-        self.report.leaves >= self.target.leaves - self.target.leaves / SPARE_LEAVES_PART
+        let pages = self.lost_pages > 0 && target.pages < rules.most.pages;
+        let meta = self.lost_onodes && target.meta_units < rules.most.meta_units;
+        let pages_short = report.pages_min > target.pages;
+        pages || meta || pages_short || report.meta_units_min > target.meta_units
     }
 
     fn min_units(&self, class: Class) -> u64 {
         u64::from(match class {
-            Class::Meta => self.report.leaves_min,
+            Class::Meta => self.report.meta_units_min,
             Class::Data => self.report.pages_min,
         })
     }
 
-    /// Leaves used within the window or a younger one, and those it lacks.
-    fn leaves_to_age(&self, now: Instant, age: usize) -> u64 {
-        let lacks = age >= LEAVES_AGE && self.leaves_are_used_up();
-        let lacked = if lacks { u64::from(self.target.leaves / 8) + 1 } else { 0 };
+    /// Metadata used within the window or a younger one, and what it lacks.
+    fn meta_to_age(&self, now: Instant, age: usize) -> u64 {
+        let lacks = age >= META_AGE && self.lost_onodes;
+        let lacked = if lacks { u64::from(self.target.meta_units / 8) + 1 } else { 0 };
         lacked.saturating_add(to_age(&self.report.meta_ages, now - self.reported, age))
     }
 
     /// Pages used within the window or a younger one, and those it lacks.
     fn data_to_age(&self, now: Instant, age: usize, below_fair: bool) -> u64 {
         let lacks = below_fair || age >= PRESSURE_AGE;
-        let lacked = if lacks { self.report.young_evictions } else { 0 };
-        lacked.saturating_add(to_age(&self.report.data_ages, now - self.reported, age))
+        let lacked = if lacks { self.lost_pages } else { 0 };
+        lacked.saturating_add(to_age(&self.report.page_ages, now - self.reported, age))
     }
 
     /// Bytes that the ideal has more than the target (unless it is a little), or less.
     fn difference(&self, rules: &Rules, class: Class) -> (u64, u64) {
         let mut target = self.target;
-        let now = u64::from(*target.units(class)) * rules.unit_bytes(class);
+        let now = u64::from(*target.units(class)) * rules.each_bytes(class);
         let ideal = self.ideal[class as usize];
         let more = ideal.saturating_sub(now);
         (if more > now / SMALL_PART { more } else { 0 }, now.saturating_sub(ideal))
@@ -352,39 +333,38 @@ impl Part {
 impl Target {
     fn units(&mut self, class: Class) -> &mut u32 {
         match class {
-            Class::Meta => &mut self.leaves,
+            Class::Meta => &mut self.meta_units,
             Class::Data => &mut self.pages,
         }
     }
 }
 
 impl Rules {
-    fn unit_bytes(&self, class: Class) -> u64 {
+    fn each_bytes(&self, class: Class) -> u64 {
         match class {
-            Class::Meta => self.leaf_bytes,
+            Class::Meta => self.unit_bytes,
             Class::Data => self.page_bytes,
         }
     }
 
     fn floor_bytes(&self, class: Class) -> u64 {
         let mut floor = self.floor;
-        u64::from(*floor.units(class)) * self.unit_bytes(class)
+        u64::from(*floor.units(class)) * self.each_bytes(class)
     }
 
     fn most_bytes(&self, class: Class) -> u64 {
         let (mut most, mut floor) = (self.most, self.floor);
-        u64::from((*most.units(class)).max(*floor.units(class))) * self.unit_bytes(class)
+        u64::from((*most.units(class)).max(*floor.units(class))) * self.each_bytes(class)
     }
 }
 
 /// Units in the window or a younger one, of what was reported so long ago.
-fn to_age(ages: &[u64; AGES], passed: Duration, age: usize) -> u64 {
-    let end = AGE_STARTS.get(age + 1).map_or(Duration(u64::MAX), |secs| Duration::from_secs(*secs));
-    let start = |window: &usize| {
-        Duration(passed.0.saturating_add(Duration::from_secs(AGE_STARTS[*window]).0))
-    };
-    let young = (0..AGES).filter(|window| start(window) < end).map(|window| ages[window]);
-    young.fold(0, u64::saturating_add)
+fn to_age(ages: &[u64; WINDOWS], passed: Duration, age: usize) -> u64 {
+    let seconds = |end: &u16| Duration::from_secs(u64::from(*end));
+    let end = WINDOW_ENDS.get(age).map_or(Duration(u64::MAX), seconds);
+    let begins = core::iter::once(Duration(0)).chain(WINDOW_ENDS.iter().map(seconds));
+    let young = begins.zip(ages).filter(|(begin, _)| passed.0.saturating_add(begin.0) < end.0);
+    young.map(|(_, units)| *units).fold(0, u64::saturating_add)
 }
 
 /// `whole * part / parts`, rounded down; 0 of nothing.

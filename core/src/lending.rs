@@ -11,16 +11,17 @@
 //! more: Grow -> handle_grown: its pages are in the pool -> Cover
 //! ```
 //!
-//! All together never takes more than the total: the backed pages, what the shards' tables may ever
-//! have used (they give nothing back), and what the runtime set aside. A shard is allowed more than
-//! ever before only when there is room for that in the tables.
+//! All together never takes more than the total: the backed pages, what the shards' tables may take
+//! (those of pages give nothing back), and what the runtime set aside. A shard is allowed more than
+//! before only when there is room for it in the tables.
 
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::budget::{Budget, BudgetReport, Rules, Target};
+use crate::budget::{Budget, Rules, Target};
 use crate::ids::{BLOCK_BYTES, PageId};
+use crate::shard::BudgetReport;
 use crate::time::Instant;
 
 /// Pages of one message at most.
@@ -29,6 +30,8 @@ pub const PAGES_MAX: usize = 64;
 const GROW_PAGES: u32 = 4096;
 /// The arena grows when it gains this part of itself, unless the total was raised.
 const GAIN_PART: u32 = 64;
+/// Metadata is taken from a shard by this part at a time.
+const META_PART: u32 = 16;
 /// Tries to make the tables' share fit what the shards may have. Each brings it closer by the
 /// ratio of a page to its part of the tables.
 const FITS_MAX: usize = 8;
@@ -120,7 +123,8 @@ struct Account {
     pages: u32,
     /// What it was told that it may have.
     target: Target,
-    /// The most that it was ever told: what its tables may have used.
+    /// What its tables may take: for pages the most that it was ever told; of metadata, what it
+    /// did not give back since.
     peak: Target,
 }
 
@@ -178,7 +182,7 @@ impl Setup {
 
     fn table_bytes(&self, target: Target) -> u64 {
         u64::from(target.pages) * self.page_table_bytes()
-            + u64::from(target.leaves) * self.rules.leaf_bytes
+            + u64::from(target.meta_units) * self.rules.unit_bytes
     }
 
     /// The least total at the start.
@@ -230,9 +234,6 @@ impl Lending {
         this.add_backed(this.whole_chunks(used));
         this.bound = this.backed;
         (0..used).for_each(|page| this.leave_pool(page));
-        for (shard, account) in this.shards.iter().enumerate() {
-            this.budget.keep_leaves(shard, account.peak.leaves);
-        }
         Ok(this)
     }
 
@@ -304,8 +305,14 @@ impl Lending {
         Ok(())
     }
 
-    /// Takes a shard's report; [`round`](Self::round) draws the conclusions.
+    /// Takes a shard's report; [`round`](Self::round) draws the conclusions. Metadata that it no
+    /// longer holds has been given back to the system.
     pub fn handle_report(&mut self, now: Instant, shard: usize, report: BudgetReport) {
+        let Account { target, peak, .. } = &mut self.shards[shard];
+        peak.meta_units = peak.meta_units.min(report.meta_units_held.max(target.meta_units));
+        // What is taken away comes back late, so it is taken in small parts.
+        let held = report.meta_units_held.min(peak.meta_units);
+        self.budget.keep_units(shard, held - held / META_PART);
         self.budget.handle_report(now, shard, report);
     }
 
@@ -399,8 +406,11 @@ impl Lending {
     fn fit(&mut self, now: Instant) {
         for _ in 0..FITS_MAX {
             let unused = |(shard, account): (usize, &Account)| {
-                let pages = account.peak.pages.saturating_sub(self.budget.target(shard).pages);
-                u64::from(pages) * self.setup.page_table_bytes()
+                let target = self.budget.target(shard);
+                self.setup.table_bytes(Target {
+                    pages: account.peak.pages.saturating_sub(target.pages),
+                    meta_units: account.peak.meta_units.saturating_sub(target.meta_units),
+                })
             };
             let unused: u64 = self.shards.iter().enumerate().map(unused).sum();
             let left = self.total_bytes.saturating_sub(self.setup.kept_bytes() + unused);
@@ -409,7 +419,7 @@ impl Lending {
         }
     }
 
-    /// The shard's own number of leaves and pages, as far as the tables may grow now.
+    /// What the shard may have, as far as the tables may grow now.
     fn allowed(&self, shard: usize) -> Target {
         let (wanted, peak) = (self.budget.target(shard), self.shards[shard].peak);
         let mut room = self.total_bytes.saturating_sub(self.taken_bytes());
@@ -419,19 +429,21 @@ impl Lending {
             room -= more * each;
             wanted.min(peak + more as u32)
         };
-        let leaves = allow(wanted.leaves, peak.leaves, self.setup.rules.leaf_bytes);
+        let units = (wanted.meta_units, peak.meta_units);
+        let meta_units = allow(units.0, units.1, self.setup.rules.unit_bytes);
         let pages = allow(wanted.pages, peak.pages, self.setup.page_table_bytes());
-        Target { pages, leaves }
+        Target { pages, meta_units }
     }
 
     /// Up to where pages may be used: less than are backed if what shards may have needs the memory
     /// elsewhere.
     fn wanted_bound(&self) -> u32 {
         let after = |(shard, account): (usize, &Account)| {
-            let Target { pages, leaves } = self.budget.target(shard);
-            let peak = account.peak;
-            let after = Target { pages: pages.max(peak.pages), leaves: leaves.max(peak.leaves) };
-            self.setup.table_bytes(after)
+            let Target { pages, meta_units } = self.budget.target(shard);
+            self.setup.table_bytes(Target {
+                pages: pages.max(account.peak.pages),
+                meta_units: meta_units.max(account.peak.meta_units),
+            })
         };
         let tables: u64 = self.shards.iter().enumerate().map(after).sum();
         if self.bytes_with(self.backed) + tables <= self.total_bytes {
@@ -456,8 +468,7 @@ impl Lending {
             if moved || target != account.target {
                 account.target = target;
                 account.peak.pages = account.peak.pages.max(target.pages);
-                account.peak.leaves = account.peak.leaves.max(target.leaves);
-                self.budget.keep_leaves(shard, account.peak.leaves);
+                account.peak.meta_units = account.peak.meta_units.max(target.meta_units);
                 let below = PageId(bound);
                 self.outbox.push_back(Output::Budget { shard, target, below });
             }

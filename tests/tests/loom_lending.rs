@@ -266,11 +266,11 @@ impl Control {
 /// Four pages, two for each shard. The server is resized so that the last page loses its memory and
 /// each shard has to do with one; and, if wanted, back to four while that is under way.
 fn model(bug: Bug, and_up: bool) {
-    let page = Target { pages: 1, leaves: 0 };
+    let page = Target { pages: 1, meta_units: 0 };
     let setup = Setup {
         rules: Rules {
             page_bytes: PAGE,
-            leaf_bytes: 1,
+            unit_bytes: 1,
             floor: page,
             most: Target { pages: 3, ..page },
         },

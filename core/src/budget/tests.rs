@@ -15,9 +15,9 @@ impl Random {
 
 const RULES: Rules = Rules {
     page_bytes: 4160,
-    leaf_bytes: 256,
-    floor: Target { pages: 100, leaves: 64 },
-    most: Target { pages: 20_000, leaves: 30_000 },
+    unit_bytes: 256,
+    floor: Target { pages: 100, meta_units: 64 },
+    most: Target { pages: 20_000, meta_units: 30_000 },
 };
 
 fn at(seconds: u64) -> Instant {
@@ -27,18 +27,23 @@ fn at(seconds: u64) -> Instant {
 /// A shard that uses all its pages all the time and could use as many more.
 fn busy(budget: &Budget, shard: usize) -> BudgetReport {
     let Target { pages, .. } = budget.target(shard);
-    let mut report = BudgetReport { pages, leaves: 1, ..BudgetReport::default() };
-    report.data_ages[0] = pages.into();
-    report.young_evictions = pages.into();
+    let mut report = BudgetReport { pages, ..BudgetReport::default() };
+    report.page_ages[0] = pages.into();
+    report.young_evictions = evicted(budget, shard) + u64::from(pages);
     report
+}
+
+/// What the shard has said.
+fn evicted(budget: &Budget, shard: usize) -> u64 {
+    budget.parts[shard].report.young_evictions
 }
 
 fn check(budget: &Budget, shards: usize) {
     assert!(budget.used_bytes() <= budget.total_bytes(), "the total is hard");
     for shard in 0..shards {
-        let Target { pages, leaves } = budget.target(shard);
-        assert!(pages >= RULES.floor.pages && leaves >= RULES.floor.leaves, "a floor");
-        assert!(pages <= RULES.most.pages && leaves <= RULES.most.leaves, "the tables");
+        let Target { pages, meta_units } = budget.target(shard);
+        assert!(pages >= RULES.floor.pages && meta_units >= RULES.floor.meta_units, "a floor");
+        assert!(pages <= RULES.most.pages && meta_units <= RULES.most.meta_units, "the tables");
     }
 }
 
@@ -46,7 +51,7 @@ fn moved_bytes(before: &[Target], budget: &Budget) -> u64 {
     let lost = |(shard, before): (usize, &Target)| {
         let now = budget.target(shard);
         u64::from(before.pages.saturating_sub(now.pages)) * RULES.page_bytes
-            + u64::from(before.leaves.saturating_sub(now.leaves)) * RULES.leaf_bytes
+            + u64::from(before.meta_units.saturating_sub(now.meta_units)) * RULES.unit_bytes
     };
     before.iter().enumerate().map(lost).sum()
 }
@@ -78,11 +83,13 @@ fn whatever_is_reported_the_total_and_the_floors_hold() {
             };
             let report = BudgetReport {
                 pages: number() as u32,
-                leaves: number() as u32,
-                data_ages: core::array::from_fn(|_| number()),
+                meta_units: number() as u32,
+                page_ages: core::array::from_fn(|_| number()),
                 meta_ages: core::array::from_fn(|_| number()),
                 pages_min: number() as u32,
-                leaves_min: number() as u32,
+                meta_units_held: number() as u32,
+                meta_units_min: number() as u32,
+                onode_evictions: number(),
                 young_evictions: number(),
             };
             budget.handle_report(now, random.below(shards as u64) as usize, report);
@@ -101,7 +108,7 @@ fn nothing_moves_while_nobody_lacks_anything() {
     let even = budget.target(0);
     for second in 1..100 {
         for shard in 0..4 {
-            let young_evictions = 0;
+            let young_evictions = evicted(&budget, shard);
             budget.handle_report(
                 at(second),
                 shard,
@@ -165,38 +172,39 @@ fn equal_demand_settles() {
 
 #[test]
 fn of_one_age_metadata_is_kept_first() {
-    let total = RULES.bytes_min(1) + 100 * RULES.page_bytes + 1000 * RULES.leaf_bytes;
+    let total = RULES.bytes_min(1) + 100 * RULES.page_bytes + 1000 * RULES.unit_bytes;
     let mut budget = Budget::new(RULES, 1, 2 * total);
-    let mut report = BudgetReport { leaves: 1064, ..BudgetReport::default() };
-    (report.meta_ages[4], report.data_ages[4]) = (1064, 5000);
+    let mut report = BudgetReport::default();
+    (report.meta_ages[4], report.page_ages[4]) = (1064, 5000);
     budget.handle_report(at(0), 0, report);
     budget.set_total(at(0), total);
-    assert_eq!(budget.target(0), Target { pages: 200, leaves: 1064 });
+    assert_eq!(budget.target(0), Target { pages: 200, meta_units: 1064 });
     // What is younger comes before it.
-    report.data_ages = [5000, 0, 0, 0, 0, 0, 0];
+    report.page_ages = [5000, 0, 0, 0, 0, 0, 0];
     let mut budget = Budget::new(RULES, 1, 2 * total);
     budget.handle_report(at(0), 0, report);
     budget.set_total(at(0), total);
-    let Target { pages, leaves } = budget.target(0);
-    assert_eq!(leaves, RULES.floor.leaves);
+    let Target { pages, meta_units } = budget.target(0);
+    assert_eq!(meta_units, RULES.floor.meta_units);
     assert!(pages > 250, "{pages}");
 }
 
 #[test]
-fn leaves_that_are_used_up_grow_at_the_cost_of_old_data() {
+fn metadata_that_is_evicted_grows_at_the_cost_of_old_data() {
     for (age, grows) in [(0, false), (6, true)] {
         let mut budget = Budget::new(RULES, 1, 16 << 20);
+        let start = budget.target(0).meta_units;
         for second in 0..50 {
-            let Target { pages, leaves } = budget.target(0);
-            let mut report = BudgetReport { pages, leaves, ..BudgetReport::default() };
-            report.meta_ages[0] = leaves.into();
-            report.data_ages[age] = pages.into();
+            let Target { pages, meta_units } = budget.target(0);
+            let mut report = BudgetReport { pages, meta_units, ..BudgetReport::default() };
+            report.onode_evictions = second;
+            report.meta_ages[0] = meta_units.into();
+            report.page_ages[age] = pages.into();
             budget.handle_report(at(second), 0, report);
             budget.round(at(second));
         }
-        let leaves = budget.target(0).leaves;
-        let start = Budget::new(RULES, 1, 16 << 20).target(0).leaves;
-        assert_eq!(leaves > start * 2, grows, "{leaves} of {start}");
+        let now = budget.target(0).meta_units;
+        assert_eq!(now > start * 2, grows, "{now} of {start}");
     }
 }
 
@@ -205,7 +213,7 @@ fn what_a_shard_cannot_do_without_comes_before_all_ages() {
     let mut budget = Budget::new(RULES, 2, 4 << 20);
     let even = budget.target(0).pages;
     let mut report = busy(&budget, 1);
-    report.data_ages[0] = 1_000_000;
+    report.page_ages[0] = 1_000_000;
     budget.handle_report(at(0), 1, report);
     let pages_min = even + 50;
     budget.handle_report(at(0), 0, BudgetReport { pages_min, ..BudgetReport::default() });

@@ -24,9 +24,9 @@ const CORES: usize = 2;
 const SETUP: Setup = Setup {
     rules: Rules {
         page_bytes: 4096 + 64,
-        leaf_bytes: 256,
-        floor: Target { pages: 20, leaves: 16 },
-        most: Target { pages: 3000, leaves: 4000 },
+        unit_bytes: 256,
+        floor: Target { pages: 20, meta_units: 16 },
+        most: Target { pages: 3000, meta_units: 4000 },
     },
     shards: SHARDS,
     cores: CORES,
@@ -55,6 +55,7 @@ struct World {
     covered: u32,
     growing: Option<u32>,
     resident: u32,
+    evictions: u64,
     now: Instant,
 }
 
@@ -76,6 +77,7 @@ impl World {
             covered: resident,
             growing: None,
             resident,
+            evictions: 0,
             now: Instant(0),
             lending,
         }
@@ -85,7 +87,7 @@ impl World {
         while let Some(output) = self.lending.poll_output() {
             match output {
                 Output::Budget { shard, target, below } => {
-                    assert!(target.pages >= 20 && target.leaves >= 16, "a floor: {target:?}");
+                    assert!(target.pages >= 20 && target.meta_units >= 16, "a floor: {target:?}");
                     (self.shards[shard].most, self.shards[shard].below) = (target.pages, below.0);
                 }
                 Output::Below(page) => self.cores.iter_mut().for_each(|core| core.below = page.0),
@@ -164,9 +166,12 @@ impl World {
         let shard = random.below(SHARDS as u64) as usize;
         let held = self.shards[shard].pages.len() as u64;
         let mut report = BudgetReport { pages: held as u32, ..BudgetReport::default() };
-        report.leaves = random.below(4000) as u32;
-        report.data_ages[random.below(7) as usize] = held;
-        report.young_evictions = random.below(3) * random.below(1000);
+        let most = self.lending.target(shard).meta_units;
+        report.meta_units_held = random.below(u64::from(most) + 1) as u32;
+        report.page_ages[random.below(7) as usize] = held;
+        self.evictions += random.below(3) * random.below(1000);
+        report.young_evictions = self.evictions;
+        report.onode_evictions = self.evictions / 7;
         self.lending.handle_report(self.now, shard, report);
         self.lending.round(self.now);
     }
