@@ -160,6 +160,16 @@ impl Budget {
         }
     }
 
+    /// Whether a shard may have less than an even share.
+    #[must_use]
+    pub fn is_below_fair(&self, shard: usize) -> bool {
+        self.rules.bytes(self.parts[shard].target) < self.fair_bytes()
+    }
+
+    fn fair_bytes(&self) -> u64 {
+        self.total_bytes / self.parts.len() as u64
+    }
+
     /// What a shard may have.
     #[must_use]
     pub fn target(&self, shard: usize) -> Target {
@@ -211,7 +221,7 @@ impl Budget {
             self.hand_out(&mut left, class, |part| part.min_units(class));
         }
         let rules = self.rules;
-        let fair = self.total_bytes / self.parts.len() as u64;
+        let fair = self.fair_bytes();
         for age in 0..WINDOWS {
             let claim = |part: &Part| part.data_to_age(now, age, rules.bytes(part.target) < fair);
             self.hand_out(&mut left, Class::Meta, |part| part.meta_to_age(now, age));

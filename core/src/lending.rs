@@ -54,10 +54,12 @@ pub enum Output {
         shard: usize,
         /// What it may have.
         target: Target,
-        /// The first page that it may not have.
+        /// The first page that it may not have; [`PageId::NONE`]: it may have all.
         below: PageId,
+        /// It has less than an even share: it should report at once when it lacks pages.
+        hurry: bool,
     },
-    /// No core should hold a page from this one on.
+    /// No core should hold a page from this one on; [`PageId::NONE`]: all may be held.
     Below(PageId),
     /// These pages are for that place.
     Pages {
@@ -234,6 +236,7 @@ impl Lending {
         this.add_backed(this.whole_chunks(used));
         this.bound = this.backed;
         (0..used).for_each(|page| this.leave_pool(page));
+        (0..setup.shards).for_each(|shard| this.tell(shard));
         Ok(this)
     }
 
@@ -336,6 +339,18 @@ impl Lending {
             self.enter_pool(page.0);
         }
         self.settle();
+    }
+
+    /// Whether pages are to come back that lose their memory. Shards look for these once when they
+    /// are told; [`remind`](Self::remind) tells them again, now and then.
+    #[must_use]
+    pub fn is_vacating(&self) -> bool {
+        self.bound < self.backed
+    }
+
+    /// Tells all shards again what they may have.
+    pub fn remind(&mut self) {
+        (0..self.shards.len()).for_each(|shard| self.tell(shard));
     }
 
     /// The end of an [`Output::Grow`]. If the system had not enough memory, the total is what is
@@ -460,7 +475,7 @@ impl Lending {
         let moved = bound != self.bound;
         if moved {
             self.bound = bound;
-            self.outbox.push_back(Output::Below(PageId(bound)));
+            self.outbox.push_back(Output::Below(self.below()));
         }
         for shard in 0..self.shards.len() {
             let target = self.allowed(shard);
@@ -469,8 +484,7 @@ impl Lending {
                 account.target = target;
                 account.peak.pages = account.peak.pages.max(target.pages);
                 account.peak.meta_units = account.peak.meta_units.max(target.meta_units);
-                let below = PageId(bound);
-                self.outbox.push_back(Output::Budget { shard, target, below });
+                self.tell(shard);
             }
         }
         if self.step == Step::Idle {
@@ -480,6 +494,16 @@ impl Lending {
             self.grow();
         }
         self.lend();
+    }
+
+    fn tell(&mut self, shard: usize) {
+        let (target, below) = (self.shards[shard].target, self.below());
+        let hurry = self.budget.is_below_fair(shard);
+        self.outbox.push_back(Output::Budget { shard, target, below, hurry });
+    }
+
+    fn below(&self) -> PageId {
+        if self.bound < self.backed { PageId(self.bound) } else { PageId::NONE }
     }
 
     /// Takes the chunks at the end that are whole in the pool and not to be used out of use.

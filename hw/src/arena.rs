@@ -26,6 +26,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
@@ -138,16 +139,22 @@ impl Arena {
             // nothing.
             unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
         }
-        let chunk_bytes = bytes.div_ceil(CHUNKS_MAX).next_power_of_two().max(CHUNK_BYTES_MIN);
         Ok(Self(Arc::new(Mapping {
             whole: (whole, whole_bytes),
             base,
             pages,
-            chunk_pages: (chunk_bytes / PAGE_BYTES) as u32,
+            chunk_pages: Self::chunk_pages_of(pages),
             backed: AtomicU32::new(0),
             #[cfg(debug_assertions)]
             uses: (0..pages).map(|_| AtomicU16::new(0)).collect(),
         })))
+    }
+
+    /// Pages of one chunk of an arena of so many pages, a power of two.
+    #[must_use]
+    pub fn chunk_pages_of(pages: u32) -> u32 {
+        let bytes = (pages as usize * PAGE_BYTES).div_ceil(CHUNKS_MAX).next_power_of_two();
+        (bytes.max(CHUNK_BYTES_MIN) / PAGE_BYTES) as u32
     }
 
     /// Pages that have an address: their ids are `0..pages`.
@@ -363,6 +370,23 @@ impl Arena {
     }
 }
 
+/// Gives the memory of all whole pages in `spare` back to the system, as far as it takes it. They
+/// are zeroes afterwards.
+pub fn give_back<T>(spare: &mut [MaybeUninit<T>]) {
+    let bytes = spare.as_mut_ptr_range();
+    let first = (bytes.start.addr()).next_multiple_of(PAGE_BYTES) - bytes.start.addr();
+    let end = bytes.end.addr() / PAGE_BYTES * PAGE_BYTES;
+    let len = end.saturating_sub(bytes.start.addr() + first);
+    if len > 0 && !cfg!(miri) {
+        // SAFETY: the range lies in `spare`, which is borrowed alone and may hold anything. It is
+        // advice: a failure changes nothing.
+        unsafe {
+            let at = bytes.start.cast::<u8>().add(first);
+            libc::madvise(at.cast(), len, libc::MADV_DONTNEED);
+        }
+    }
+}
+
 impl fmt::Debug for Arena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Arena")
@@ -494,6 +518,21 @@ mod tests {
         }
         let largest = (PAGES_MAX as usize * PAGE_BYTES).div_ceil(CHUNKS_MAX).next_power_of_two();
         assert_eq!(largest, 1 << 30);
+    }
+
+    #[test]
+    fn what_is_given_back_is_zeroes_and_nothing_else_changes() {
+        let mut bytes = vec![7u8; 4 * PAGE_BYTES];
+        let page_starts = bytes.as_ptr().addr().next_multiple_of(PAGE_BYTES);
+        let first = page_starts - bytes.as_ptr().addr();
+        // SAFETY: initialised bytes may be treated as ones that need not be; nothing that is not
+        // initialised is written.
+        let spare: &mut [MaybeUninit<u8>] = unsafe { &mut *(&raw mut bytes[1..] as *mut _) };
+        give_back(spare);
+        give_back(&mut spare[..10]);
+        let zeroes = bytes.iter().filter(|byte| **byte == 0).count();
+        assert!(cfg!(miri) || zeroes >= 2 * PAGE_BYTES && zeroes.is_multiple_of(PAGE_BYTES));
+        assert!(bytes[..first.max(1)].iter().all(|byte| *byte == 7));
     }
 
     #[cfg(debug_assertions)]

@@ -202,7 +202,7 @@ impl Control {
     fn carry_out(&mut self) {
         while let Some(output) = self.lending.poll_output() {
             match output {
-                Output::Budget { shard, target, below } => {
+                Output::Budget { shard, target, below, .. } => {
                     self.send(shard, ToCore::Budget { pages: target.pages as usize, below });
                 }
                 Output::Pages { to: Place::Shard(shard), pages } => {

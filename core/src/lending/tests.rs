@@ -86,7 +86,7 @@ impl World {
     fn carry_out(&mut self) {
         while let Some(output) = self.lending.poll_output() {
             match output {
-                Output::Budget { shard, target, below } => {
+                Output::Budget { shard, target, below, .. } => {
                     assert!(target.pages >= 20 && target.meta_units >= 16, "a floor: {target:?}");
                     (self.shards[shard].most, self.shards[shard].below) = (target.pages, below.0);
                 }

@@ -4,6 +4,8 @@
 //! data leaves first, as the policy says; data in pages that are to be given back moves to others;
 //! the tables of metadata are packed, so that their ends are free.
 
+use core::mem::MaybeUninit;
+
 use super::Shard;
 use crate::ages::WINDOWS;
 use crate::buffer::{BufferId, Buffers, State};
@@ -11,7 +13,7 @@ use crate::cache::{addr, place};
 use crate::event::Output;
 use crate::ids::PageId;
 use crate::limits::{LEAF_BLOCKS, PAGES_BACK_MAX};
-use crate::onode::NIL;
+use crate::onode::{Leaf, NIL, Onode};
 use crate::policy::{Hint, Policy};
 
 /// Buffer slots or free pages that one turn looks at.
@@ -106,6 +108,12 @@ impl Shard<'_> {
             young_evictions: self.buffers.counters().young_evictions,
             onode_evictions: onodes.evictions,
         }
+    }
+
+    /// The memory behind the ends of the tables of metadata. It may be given back to the system: what
+    /// it holds means nothing.
+    pub fn spare_meta(&mut self) -> (&mut [MaybeUninit<Onode>], &mut [MaybeUninit<Leaf>]) {
+        self.onodes.spare()
     }
 
     /// Every time it is told, it looks once through all pages for those to give back; what is in
