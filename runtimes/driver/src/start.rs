@@ -249,7 +249,7 @@ const TRANSIT_MIN: u32 = 8 * REQUEST_BLOCKS_MAX as u32;
 /// Pages for what clients write, for all cores, beyond which more would help nobody (64 MiB).
 const TRANSIT_ENOUGH: u64 = 16384;
 /// Connections that there is always memory for.
-const CONNECTIONS_MIN: u64 = 4;
+const CONNECTIONS_MIN: u64 = 8;
 /// Bytes of one connection's session, and of its tasks.
 const SESSION_BYTES: u64 = 64 << 10;
 /// Bytes on their way between the cores and the store: at least, and beyond which more would
