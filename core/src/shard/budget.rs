@@ -4,8 +4,6 @@
 //! data leaves first, as the policy says; data in pages that are to be given back moves to others;
 //! the tables of metadata are packed, so that their ends are free.
 
-use core::mem::MaybeUninit;
-
 use super::Shard;
 use crate::ages::WINDOWS;
 use crate::buffer::{BufferId, Buffers, State};
@@ -13,7 +11,7 @@ use crate::cache::{addr, place};
 use crate::event::Output;
 use crate::ids::PageId;
 use crate::limits::{LEAF_BLOCKS, PAGES_BACK_MAX};
-use crate::onode::{Leaf, NIL, Onode};
+use crate::onode::{NIL, Spare};
 use crate::policy::{Hint, Policy};
 
 /// Buffer slots or free pages that one turn looks at.
@@ -112,7 +110,7 @@ impl Shard<'_> {
 
     /// The memory behind the ends of the tables of metadata. It may be given back to the system: what
     /// it holds means nothing.
-    pub fn spare_meta(&mut self) -> (&mut [MaybeUninit<Onode>], &mut [MaybeUninit<Leaf>]) {
+    pub fn spare_meta(&mut self) -> Spare<'_> {
         self.onodes.spare()
     }
 

@@ -111,9 +111,10 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                 continue;
             }
             if report.meta_units_held < host.reports.units_held {
-                let (onodes, leaves) = host.shard.spare_meta();
-                give_back(onodes);
-                give_back(leaves);
+                let spare = host.shard.spare_meta();
+                give_back(spare.onodes);
+                give_back(spare.leaves);
+                give_back(spare.rows);
             }
             host.reports.units_held = report.meta_units_held;
             host.reports.last = report;
