@@ -85,6 +85,7 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         .build()
         .map_err(|e| format!("the control thread's runtime: {e}"))?;
     let memory = driver::Memory { lending, arena, fetch_bytes: plan.fetch_bytes() };
+    let limit = plan.memory_max();
     let parts = Parts { device, store, control, logged, cpus, admin, memory, limit };
     let tasks = tokio::task::LocalSet::new();
     let result = runtime.block_on(tasks.run_until(control_thread(settings, parts)));
@@ -112,7 +113,7 @@ struct Parts {
     cpus: Vec<u32>,
     admin: UnixListener,
     memory: driver::Memory,
-    /// Bytes that the process may have.
+    /// Bytes that memory may be changed to.
     limit: u64,
 }
 

@@ -63,7 +63,7 @@ pub(crate) struct Facts {
     pub(crate) device_bytes: u64,
     pub(crate) shards: u16,
     pub(crate) cpus: Vec<u32>,
-    /// Memory that the process may have.
+    /// What memory may be changed to at most.
     pub(crate) memory_limit_bytes: u64,
     pub(crate) listen: Vec<String>,
 }
@@ -536,9 +536,14 @@ impl Server {
     async fn resize(&self, memory: Memory, out: &mut Lines) -> Result<Resized, String> {
         let before = self.memory();
         let limit = self.facts.memory_limit_bytes;
-        let bytes = memory.bytes(limit);
+        let process = topology::memory_limit().map_err(|e| format!("the size of memory: {e}"))?;
+        let bytes = memory.bytes(process);
         if bytes > limit {
-            return Err(too_much_memory(memory, limit));
+            return Err(format!(
+                "{memory} of memory is more than {}: a server can have what its process may have, \
+                 and 4 times what it was started with",
+                Size(limit)
+            ));
         }
         let resized = self.control.borrow_mut().resize_memory(self.now(), bytes);
         resized.map_err(|needed| {

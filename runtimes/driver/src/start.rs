@@ -259,9 +259,9 @@ const MOVING_BYTES: (u64, u64) = (16 << 20, 256 << 20);
 const SHARD_BYTES: u64 = 2 << 20;
 /// Units of metadata of each shard at least.
 const META_UNITS_MIN: u32 = 1024;
-/// How many times its even share of all memory a shard may borrow at most, for which its tables
-/// have addresses.
-const BORROW_MAX: u32 = 4;
+/// How many times its even share at the start a shard may have: its tables have room for that. So
+/// all memory may grow to as many times what it was at the start.
+const GROWTH_MAX: u32 = 4;
 
 /// How memory is divided among cores and shards at the start.
 #[derive(Clone, Debug)]
@@ -277,6 +277,7 @@ pub struct Plan {
     setup: Setup,
     /// Pages of the arena: at the start, and ever.
     pages: (u32, u32),
+    memory_max: u64,
     /// Pages of each shard, beside those of its log.
     own: Vec<Range<u32>>,
     /// Pages of each core for what its clients write.
@@ -298,15 +299,17 @@ impl Plan {
         memory: u64,
         memory_max: u64,
     ) -> Result<(Self, Lending), u64> {
-        let mut config = ShardConfig::for_region(layout_of(superblock, 0), crc32c);
-        let pages_max = memory_max.max(memory) / PAGE_BYTES as u64;
-        let pages_max = u32::try_from(pages_max).unwrap_or(u32::MAX).clamp(1, u32::MAX - 1);
-        let least = Parts::new(superblock, cores, 0);
-        let needed = least.setup(&config, superblock, cores, pages_max).bytes_min();
-        // Beyond what is needed, the parts grow with it.
-        let parts = Parts::new(superblock, cores, memory.saturating_sub(needed));
-        config.adopted_max = parts.transit as usize * usize::from(cores);
-        let setup = parts.setup(&config, superblock, cores, pages_max);
+        let config = ShardConfig::for_region(layout_of(superblock, 0), crc32c);
+        let memory_max = memory_max.min(memory.saturating_mul(GROWTH_MAX.into())).max(memory);
+        let shares = Shares { superblock, cores, memory, memory_max };
+        let needed = shares.bytes_min(&config);
+        if memory < needed {
+            return Err(needed);
+        }
+        let parts = Parts::new(cores, memory - needed);
+        let adopted_max = parts.transit as usize * usize::from(cores);
+        let config = ShardConfig { adopted_max, ..config };
+        let setup = shares.setup(&config, &parts);
         let lending = Lending::new(setup, memory)?;
         let plan = Self {
             config,
@@ -314,7 +317,8 @@ impl Plan {
             superblock: *superblock,
             cores,
             setup,
-            pages: (lending.backed_pages(), pages_max),
+            pages: (lending.backed_pages(), shares.pages_max()),
+            memory_max,
             own: (0..setup.shards).map(|shard| lending.start_of(Place::Shard(shard))).collect(),
             transit: (0..setup.cores).map(|core| lending.start_of(Place::Core(core))).collect(),
             connections: parts.connections,
@@ -332,6 +336,12 @@ impl Plan {
         let arena = Arena::reserve(self.pages.1)?;
         arena.grow(self.pages.0)?;
         Ok(arena)
+    }
+
+    /// Bytes that memory may be changed to at most.
+    #[must_use]
+    pub fn memory_max(&self) -> u64 {
+        self.memory_max
     }
 
     /// Room for connections.
@@ -427,56 +437,80 @@ struct Parts {
     transit: u32,
     connections: u64,
     moving_bytes: u64,
-    /// What the shards' tables take that do not grow with their share.
-    shards_bytes: u64,
 }
 
 impl Parts {
     /// The least, and parts of so many bytes more.
-    fn new(superblock: &Superblock, cores: u16, spare: u64) -> Self {
+    fn new(cores: u16, spare: u64) -> Self {
         let transit = (spare / 32 / PAGE_BYTES as u64).min(TRANSIT_ENOUGH) / u64::from(cores);
         let connections = CONNECTIONS_MIN + spare / 8 / connection_bytes();
         let (least, enough) = MOVING_BYTES;
-        let layout = layout_of(superblock, 0);
-        let tables = ShardConfig::for_region(layout, crc32c).table_bytes();
         Self {
             transit: TRANSIT_MIN + transit as u32,
             connections: connections.min(CONNECTIONS_MAX as u64 * u64::from(cores)),
             moving_bytes: (least + spare / 16).min(enough),
-            shards_bytes: u64::from(superblock.shards) * (SHARD_BYTES + tables),
         }
     }
+}
 
-    fn setup(
-        &self,
-        config: &ShardConfig,
-        superblock: &Superblock,
-        cores: u16,
-        pages_max: u32,
-    ) -> Setup {
-        let shards = u32::from(superblock.shards);
-        let fixed_pages = meta_pages(superblock.segment_pages) as u32;
-        let meta_units = config.leaves as u32 + ONODE_UNITS * config.onodes as u32;
-        let most = (pages_max / shards).saturating_mul(BORROW_MAX).min(pages_max);
-        let aside = self.connections * connection_bytes() + self.moving_bytes + self.shards_bytes;
+/// What is divided, and among whom.
+#[derive(Clone, Copy, Debug)]
+struct Shares<'a> {
+    superblock: &'a Superblock,
+    cores: u16,
+    memory: u64,
+    memory_max: u64,
+}
+
+impl Shares<'_> {
+    fn pages_max(&self) -> u32 {
+        pages_in(self.memory_max)
+    }
+
+    /// The least memory.
+    fn bytes_min(&self, config: &ShardConfig) -> u64 {
+        let least = Self { memory: 0, ..*self };
+        let needed = least.setup(config, &Parts::new(self.cores, 0)).bytes_min();
+        // And the tables for that much.
+        let each = PAGE_TABLE_BYTES as u64 * u64::from(GROWTH_MAX);
+        needed + needed * each / (PAGE_BYTES as u64 - each) + PAGE_BYTES as u64
+    }
+
+    fn setup(&self, config: &ShardConfig, parts: &Parts) -> Setup {
+        let shards = u32::from(self.superblock.shards);
+        let fixed_pages = meta_pages(self.superblock.segment_pages) as u32;
+        let floor = Target {
+            pages: Shard::pages_min(config) as u32 - fixed_pages,
+            meta_units: META_UNITS_MIN,
+        };
+        let most = Target {
+            pages: (pages_in(self.memory) / shards).saturating_mul(GROWTH_MAX).max(floor.pages),
+            meta_units: config.leaves as u32 + ONODE_UNITS * config.onodes as u32,
+        };
+        let table_pages = u64::from(most.pages) + config.adopted_max as u64;
+        let tables = config.table_bytes() + table_pages * PAGE_TABLE_BYTES as u64;
+        let aside = parts.connections * connection_bytes()
+            + parts.moving_bytes
+            + u64::from(shards) * (SHARD_BYTES + tables);
         Setup {
             rules: Rules {
-                page_bytes: PAGE_BYTES as u64 + PAGE_TABLE_BYTES as u64,
+                page_bytes: PAGE_BYTES as u64,
                 unit_bytes: META_UNIT_BYTES as u64,
-                floor: Target {
-                    pages: Shard::pages_min(config) as u32 - fixed_pages,
-                    meta_units: META_UNITS_MIN.min(meta_units),
-                },
-                most: Target { pages: most, meta_units },
+                floor,
+                most,
             },
-            shards: usize::from(superblock.shards),
-            cores: usize::from(cores),
+            shards: shards as usize,
+            cores: usize::from(self.cores),
             fixed_pages,
-            core_pages: self.transit,
-            chunk_pages: Arena::chunk_pages_of(pages_max),
+            core_pages: parts.transit,
+            chunk_pages: Arena::chunk_pages_of(self.pages_max()),
             aside_bytes: aside,
         }
     }
+}
+
+fn pages_in(bytes: u64) -> u32 {
+    u32::try_from(bytes / PAGE_BYTES as u64).unwrap_or(u32::MAX).clamp(1, u32::MAX - 1)
 }
 
 fn connection_bytes() -> u64 {
