@@ -199,6 +199,14 @@ impl Slot {
     const FREE: Self = Self { page: PageId::NONE, block: BlockAddr(0), pins: 0, detached: false };
 }
 
+/// Bytes of tables for one page of a shard: its slot, link, place on the stack of free pages and
+/// mark, and the same for the ghosts that any policy keeps for it.
+pub const PAGE_TABLE_BYTES: usize = {
+    let slot = size_of::<Slot>() + size_of::<Link>() + size_of::<PageId>() + size_of::<u32>();
+    let pages = 1 << 16;
+    (slot * BufferStorage::slots_for(pages, 0)).div_ceil(pages)
+};
+
 /// The memory of a buffer table.
 #[derive(Debug)]
 pub struct BufferStorage {

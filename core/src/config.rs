@@ -1,6 +1,7 @@
 //! What a shard is built with.
 
 use crate::ids::Crc32c;
+use crate::list::Link;
 use crate::policy::Policy;
 use crate::recovery::RegionLayout;
 use crate::time::Duration;
@@ -52,5 +53,15 @@ impl ShardConfig {
             full_timeout: None,
             crc32c,
         }
+    }
+
+    /// Bytes of the tables that a shard takes whatever its share of memory is: what is where in its
+    /// region, and how onodes are found.
+    #[must_use]
+    pub fn table_bytes(&self) -> u64 {
+        let blocks = u64::from(self.layout.segment_pages) * u64::from(self.layout.segments);
+        let onodes = self.onodes as u64;
+        let word = size_of::<u32>() as u64;
+        blocks * word + onodes.next_power_of_two() * word + onodes * size_of::<Link>() as u64
     }
 }

@@ -6,6 +6,7 @@
 extern crate alloc;
 
 pub mod ages;
+pub mod budget;
 pub mod buffer;
 pub mod cache;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod event;
 mod ghosts;
 pub mod ids;
 pub mod keeper;
+pub mod lending;
 pub mod limits;
 pub mod list;
 pub mod mailbox;

@@ -78,6 +78,11 @@ pub trait BlockQueue {
     /// One operation that is done, if there is one. Never blocks.
     fn reap(&mut self) -> Option<Completion>;
 
+    /// The arena's backed pages are, or are about to be, the first `pages` of it: makes ready for
+    /// cheap transfers of those, and lets go of all others, none of which is in flight. A page that
+    /// is backed and not covered can be used all the same.
+    fn cover(&mut self, pages: u32);
+
     /// An eventfd that becomes readable when an operation is done. Whoever waits on it reads it
     /// first (it does not block) and reaps to `None` after. A simulated queue has none.
     fn event_fd(&self) -> Option<RawFd>;

@@ -115,8 +115,23 @@ pub fn memory_limit() -> io::Result<u64> {
     Ok(limit.map_or(total, |limit| limit.min(total)))
 }
 
+/// Bytes of memory that this process takes now.
+///
+/// # Errors
+/// The system does not say.
+pub fn resident_memory() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/self/status")?;
+    field(&text, "VmRSS:")
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no VmRSS in /proc/self/status"))
+}
+
 fn total_memory(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    field(meminfo, "MemTotal:")
+}
+
+/// Bytes of a line such as `VmRSS: 16 kB`.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kilobytes.checked_mul(1024)
 }
@@ -208,5 +223,6 @@ mod tests {
         assert_eq!(total_memory("MemFree: 1 kB\nMemTotal:       16 kB\n"), Some(16384));
         assert_eq!(total_memory("MemTotal: x kB\n"), None);
         assert!(memory_limit().unwrap() > 1 << 20);
+        assert!((1 << 16..memory_limit().unwrap()).contains(&resident_memory().unwrap()));
     }
 }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Once;
 
@@ -22,8 +23,6 @@ use crate::queue::{
     BlockFile, BlockQueue, Completion, Full, Io, IoError, IoErrorKind, IoKind, PAGE_BYTES,
 };
 
-/// log2 of the pages in one registered buffer: 1 GiB, the kernel's limit for one.
-const SLICE_SHIFT: u32 = 18;
 /// How often an operation that makes no progress is tried again before it fails.
 const RETRIES_MAX: u8 = 100;
 /// The file's place in the ring's table of files.
@@ -39,8 +38,11 @@ pub struct UringQueue {
     _file: File,
     size: u64,
     event: OwnedFd,
-    /// The arena is registered with the ring.
-    registered: bool,
+    /// The first pages of the arena, which are registered with the ring: a fixed buffer for each
+    /// of their chunks.
+    covered: u32,
+    /// The ring has a table of fixed buffers with a place for each chunk.
+    has_table: bool,
     slots: Box<[Slot]>,
     free: Vec<u32>,
     /// [`OP_PAGES_MAX`] for each slot: the pages of the operation.
@@ -91,8 +93,8 @@ impl Slot {
 
 impl UringQueue {
     /// A queue of `depth` operations on `file`, moving bytes from and to pages of `arena`. The
-    /// whole arena is registered where the memory lock limit allows it, which takes its memory at
-    /// once.
+    /// backed part of it is registered where the memory lock limit allows it, which takes its
+    /// memory at once.
     ///
     /// # Errors
     /// What the kernel says when the ring is set up: no io_uring, or not allowed.
@@ -108,24 +110,56 @@ impl UringQueue {
         let ring = new_ring(depth)?;
         ring.submitter().register_files(&[file.as_raw_fd()])?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
-        let registered = register(&ring, arena);
-        let buffers = if registered { "registered" } else { "unregistered" };
-        log::debug!("{}: io_uring, depth {depth}, {buffers} buffers", path.display());
+        let chunks = arena.pages().div_ceil(arena.chunk_pages());
+        let table = ring.submitter().register_buffers_sparse(chunks);
+        if let Err(error) = &table {
+            say_unregistered(error);
+        }
         let slot = Slot { token: 0, kind: IoKind::Flush, offset: 0, count: 0, done: 0, retries: 0 };
         let entries = depth as usize * OP_PAGES_MAX;
-        Ok(Self {
+        let mut queue = Self {
             ring,
             arena: arena.clone(),
             _file: file,
             size,
             event,
-            registered,
+            covered: 0,
+            has_table: table.is_ok(),
             slots: vec![slot; depth as usize].into(),
             free: (0..depth).rev().collect(),
             pages: vec![PageId::NONE; entries].into(),
             vectors: vec![NO_VECTOR; entries].into(),
             refused: VecDeque::with_capacity(depth as usize),
-        })
+        };
+        queue.cover(arena.backed());
+        let covered = queue.covered;
+        log::debug!("{}: io_uring, depth {depth}, {covered} registered pages", path.display());
+        Ok(queue)
+    }
+
+    /// Puts the chunks of these pages into the ring's table, or takes them out. Returns how far it
+    /// got, in pages.
+    fn set_chunks(&self, pages: Range<u32>, register: bool) -> u32 {
+        let chunk = self.arena.chunk_pages();
+        for first in pages.clone().step_by(chunk as usize) {
+            let end = (first + chunk).min(self.arena.pages());
+            let buffer = if register {
+                let iov_base = self.arena.at(PageId(first), 0, PAGE_BYTES).cast::<c_void>();
+                iovec { iov_base, iov_len: (end - first) as usize * PAGE_BYTES }
+            } else {
+                NO_VECTOR
+            };
+            // SAFETY: the chunk lies in the arena, which the queue holds for as long as the ring
+            // lives.
+            let result = unsafe {
+                self.ring.submitter().register_buffers_update(first / chunk, &[buffer], None)
+            };
+            if let Err(error) = result {
+                say_unregistered(&error);
+                return first;
+            }
+        }
+        pages.end
     }
 
     /// Puts the rest of the slot's operation into the ring.
@@ -160,12 +194,12 @@ impl UringQueue {
             };
         }
         let (base, len) = (vectors[0].iov_base.cast::<u8>(), (pages.len() * PAGE_BYTES) as u32);
-        match (slot.kind, self.slice_of(pages)) {
-            (IoKind::Read, Some(slice)) => {
-                opcode::ReadFixed::new(FILE, base, len, slice).offset(offset).build()
+        match (slot.kind, self.chunk_of(pages)) {
+            (IoKind::Read, Some(chunk)) => {
+                opcode::ReadFixed::new(FILE, base, len, chunk).offset(offset).build()
             }
-            (_, Some(slice)) => {
-                opcode::WriteFixed::new(FILE, base, len, slice).offset(offset).build()
+            (_, Some(chunk)) => {
+                opcode::WriteFixed::new(FILE, base, len, chunk).offset(offset).build()
             }
             (IoKind::Read, None) => opcode::Read::new(FILE, base, len).offset(offset).build(),
             (_, None) => opcode::Write::new(FILE, base, len).offset(offset).build(),
@@ -173,9 +207,10 @@ impl UringQueue {
     }
 
     /// The registered buffer that holds all of these neighbouring pages.
-    fn slice_of(&self, pages: &[PageId]) -> Option<u16> {
-        let (first, last) = (pages[0].0 >> SLICE_SHIFT, pages[pages.len() - 1].0 >> SLICE_SHIFT);
-        (self.registered && first == last).then_some(first as u16)
+    fn chunk_of(&self, pages: &[PageId]) -> Option<u16> {
+        let (first, last) = (pages[0].0, pages[pages.len() - 1].0);
+        let shift = self.arena.chunk_pages().trailing_zeros();
+        (last < self.covered && first >> shift == last >> shift).then_some((first >> shift) as u16)
     }
 
     /// One slot and the kernel's answer to its entry.
@@ -285,6 +320,21 @@ impl BlockQueue for UringQueue {
         }
     }
 
+    fn cover(&mut self, pages: u32) {
+        if !self.has_table {
+            return;
+        }
+        let chunk = self.arena.chunk_pages();
+        let pages = pages.checked_next_multiple_of(chunk).unwrap_or(u32::MAX);
+        let pages = pages.min(self.arena.pages());
+        if pages >= self.covered {
+            self.covered = self.set_chunks(self.covered..pages, true);
+        } else {
+            self.set_chunks(pages..self.covered, false);
+            self.covered = pages;
+        }
+    }
+
     fn event_fd(&self) -> Option<RawFd> {
         Some(self.event.as_raw_fd())
     }
@@ -339,7 +389,7 @@ impl fmt::Debug for UringQueue {
             .field("in_flight", &self.in_flight())
             .field("capacity", &self.capacity())
             .field("size", &self.size)
-            .field("registered", &self.registered)
+            .field("covered", &self.covered)
             .finish_non_exhaustive()
     }
 }
@@ -364,30 +414,15 @@ fn new_ring(depth: u32) -> io::Result<IoUring> {
     }
 }
 
-/// Registers the arena with the ring, or says (once) why operations will cost a little more.
-fn register(ring: &IoUring, arena: &Arena) -> bool {
+/// Says (once) why operations will cost a little more.
+fn say_unregistered(error: &io::Error) {
     static SAID: Once = Once::new();
-    let slice = 1u32 << SLICE_SHIFT;
-    let slices: Vec<iovec> = (0..arena.pages())
-        .step_by(slice as usize)
-        .map(|first| iovec {
-            iov_base: arena.at(PageId(first), 0, PAGE_BYTES).cast::<c_void>(),
-            iov_len: (arena.pages() - first).min(slice) as usize * PAGE_BYTES,
-        })
-        .collect();
-    // SAFETY: the slices lie in the arena, which the queue holds for as long as the ring lives.
-    match unsafe { ring.submitter().register_buffers(&slices) } {
-        Ok(()) => true,
-        Err(error) => {
-            SAID.call_once(|| {
-                log::warn!(
-                    "memory is not registered with io_uring ({error}); I/O works, at a little \
-                     more processor time. Raising the memory lock limit (ulimit -l) helps"
-                );
-            });
-            false
-        }
-    }
+    SAID.call_once(|| {
+        log::warn!(
+            "memory is not registered with io_uring ({error}); I/O works, at a little more \
+             processor time. Raising the memory lock limit (ulimit -l) helps"
+        );
+    });
 }
 
 /// Writes the pages as vectors, neighbours in one, and returns how many there are.
@@ -509,12 +544,40 @@ mod tests {
         arena.with_mut(PageId(4), |bytes| bytes.fill(1));
     }
 
+    /// Chunks come and go while the ring is at work, and pages outside them work too.
+    #[test]
+    fn covers_the_chunks_it_is_told_to() {
+        let arena = Arena::reserve(3 * 1024).unwrap();
+        arena.grow(2048).unwrap();
+        let mut queue = queue("cover", &arena);
+        let registered = queue.covered == 2048;
+        let write = |queue: &mut UringQueue, page: u32| {
+            let io = Io { token: 1, kind: IoKind::Write, offset: 0, pages: &[PageId(page)] };
+            queue.push(io).unwrap();
+            assert_eq!(wait(queue).result, Ok(()));
+        };
+        write(&mut queue, 2047);
+        queue.cover(1024);
+        write(&mut queue, 2047);
+        arena.shrink(1024).unwrap();
+        write(&mut queue, 0);
+        arena.grow(3072).unwrap();
+        write(&mut queue, 3071);
+        for _ in 0..2 {
+            queue.cover(3072);
+            assert!(!registered || queue.covered == 3072, "registered {}", queue.covered);
+            [0, 1024, 3071].iter().for_each(|page| write(&mut queue, *page));
+            queue.cover(0);
+        }
+    }
+
     #[test]
     fn works_without_registered_buffers() {
         let arena = Arena::new(16).unwrap();
         let mut queue = queue("plain", &arena);
         queue.ring.submitter().unregister_buffers().unwrap();
-        queue.registered = false;
+        (queue.covered, queue.has_table) = (0, false);
+        queue.cover(16);
         arena.with_mut(PageId(3), |bytes| bytes.fill(3));
         queue
             .push(Io { token: 1, kind: IoKind::Write, offset: 4096, pages: &[PageId(3)] })

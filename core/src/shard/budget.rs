@@ -11,7 +11,7 @@ use crate::cache::{addr, place};
 use crate::event::Output;
 use crate::ids::PageId;
 use crate::limits::{LEAF_BLOCKS, PAGES_BACK_MAX};
-use crate::onode::NIL;
+use crate::onode::{NIL, Spare};
 use crate::policy::{Hint, Policy};
 
 /// Buffer slots or free pages that one turn looks at.
@@ -106,6 +106,12 @@ impl Shard<'_> {
             young_evictions: self.buffers.counters().young_evictions,
             onode_evictions: onodes.evictions,
         }
+    }
+
+    /// The memory behind the ends of the tables of metadata. It may be given back to the system: what
+    /// it holds means nothing.
+    pub fn spare_meta(&mut self) -> Spare<'_> {
+        self.onodes.spare()
     }
 
     /// Every time it is told, it looks once through all pages for those to give back; what is in

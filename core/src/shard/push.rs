@@ -422,12 +422,12 @@ impl Shard<'_> {
             }
             self.batch_runs.push(run).expect("no more runs than held");
         }
+        self.counters.pushed_blocks += self.batch_blocks.len() as u64;
     }
 
     pub(super) fn handle_batch_taken(&mut self, op: OpId) {
         match self.end_op(op) {
             Some(Op::Batch(task)) => {
-                self.counters.pushed_blocks += self.batch_blocks.len() as u64;
                 self.release_held(task);
                 self.end_task(task);
                 self.again = true;

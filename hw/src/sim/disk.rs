@@ -453,6 +453,14 @@ impl BlockQueue for SimQueue {
         Some(completion)
     }
 
+    /// Only checks that what is let go of is not in use.
+    fn cover(&mut self, pages: u32) {
+        let state = self.disk.state();
+        let mut own = state.ops.iter().filter(|op| op.queue == self.number);
+        let used = own.find_map(|op| op.pages.iter().find(|page| page.0 >= pages));
+        assert_eq!(used, None, "a page in flight is let go of");
+    }
+
     fn event_fd(&self) -> Option<RawFd> {
         None
     }

@@ -5,6 +5,7 @@ use heeler_core::ages::WINDOWS;
 use serde::{Deserialize, Serialize};
 
 use crate::setting::Setting;
+use crate::size::Memory;
 
 /// What is asked.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -36,6 +37,8 @@ pub(crate) enum Request {
     VolumeScrub { name: String },
     /// [`CacheReport`], of one shard or of all; of one volume or of all.
     CacheInfo { volume: Option<String>, shard: Option<u16> },
+    /// [`Resized`], when it is done.
+    CacheResize { memory: Memory },
     /// Answered by nothing, when it is done.
     CacheFlush,
     /// [`Purged`].
@@ -143,12 +146,40 @@ pub(crate) struct Purged {
     pub(crate) clean_bytes: u64,
 }
 
+/// What a resize did.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Resized {
+    /// The size before, and now.
+    pub(crate) old_bytes: u64,
+    pub(crate) new_bytes: u64,
+    /// What the process takes now.
+    pub(crate) resident_bytes: u64,
+}
+
+/// What the server takes of memory.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct ServerMemory {
+    /// What it may take, as it was told.
+    pub(crate) target_bytes: u64,
+    /// What it takes at most now.
+    pub(crate) taken_bytes: u64,
+    /// Of these: pages for data, for logs and for what clients write.
+    pub(crate) arena_bytes: u64,
+    /// Of these: pages that no shard has.
+    pub(crate) pool_bytes: u64,
+    /// Of these: the shards' tables and their metadata.
+    pub(crate) table_bytes: u64,
+    /// What the system says that the process takes.
+    pub(crate) resident_bytes: u64,
+}
+
 /// How full the cache is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct CacheInfo {
     pub(crate) path: String,
     pub(crate) device_bytes: u64,
     pub(crate) shards: u16,
+    pub(crate) server_memory: ServerMemory,
     pub(crate) nvme_bytes: u64,
     pub(crate) nvme_capacity_bytes: u64,
     pub(crate) ram_bytes: u64,

@@ -10,7 +10,7 @@ use heeler_replay::{CacheSize, SizeError};
 
 use crate::setting::{Setting, Switch};
 use crate::settings::Listen;
-use crate::size::Size;
+use crate::size::{Memory, Size};
 
 /// A write-back cache for virtual disks: NBD in front, RAM and NVMe between, an object store
 /// behind.
@@ -84,9 +84,10 @@ pub(crate) struct ServeArgs {
     /// Shard regions of a cache that has to be formatted [default: 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) shards: Option<u16>,
-    /// RAM for data [default: 1G]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) memory: Option<Size>,
+    /// Memory that the server takes, or its share of what it may have; `cache resize` changes it
+    /// [default: 1G, or 80% if that is less]
+    #[arg(long, value_name = "SIZE|N%")]
+    pub(crate) memory: Option<Memory>,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
     /// Where NBD clients connect; may be given several times
@@ -202,6 +203,12 @@ pub(crate) enum CacheCommand {
         #[arg(long, value_name = "N")]
         shard: Option<u16>,
     },
+    /// Change the memory that the server takes, while it runs
+    Resize {
+        /// As for `serve --memory`
+        #[arg(value_name = "SIZE|N%")]
+        memory: Memory,
+    },
     /// Push every volume
     Flush,
     /// Switch the policy by which data leaves RAM; nothing is dropped for it
@@ -311,7 +318,10 @@ mod tests {
         assert_eq!(cli.data, Some("/d".into()));
         assert_eq!(cli.config, Some("h.toml".into()));
         let Command::Serve(args) = cli.command else { panic!() };
-        assert_eq!((args.cache_size, args.memory), (Some(Size(8 << 30)), Some(Size(512 << 20))));
+        assert_eq!(
+            (args.cache_size, args.memory),
+            (Some(Size(8 << 30)), Some(Memory::Bytes(Size(512 << 20))))
+        );
         assert_eq!(
             args.listen,
             [Listen::Unix("/a.sock".into()), Listen::Tcp("[::1]:10810".into())]

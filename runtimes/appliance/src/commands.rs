@@ -3,7 +3,9 @@
 
 use serde::Serialize;
 
-use crate::api::{CacheReport, Deleted, Purged, Request, Scrubbed, Status, VolumeInfo, VolumeLine};
+use crate::api::{
+    CacheReport, Deleted, Purged, Request, Resized, Scrubbed, Status, VolumeInfo, VolumeLine,
+};
 use crate::cli::{CacheCommand, StoreArgs, VolumeCommand};
 use crate::client::{Bar, Server};
 use crate::lines;
@@ -33,6 +35,19 @@ pub(crate) fn cache(common: Common<'_>, command: &CacheCommand) -> Result<(), St
                 Some(_) => show::volume_windows(&report.by_volume),
                 None => show::report(report),
             });
+        }
+        CacheCommand::Resize { memory } => {
+            let request = Request::CacheResize { memory: *memory };
+            let bar = Bar::new("resizing");
+            let resized: Resized =
+                server.ask_with(&request, &mut |done, total| bar.set(done, total))?;
+            drop(bar);
+            println!(
+                "memory was {}, is {}; the server takes {}",
+                Size(resized.old_bytes),
+                Size(resized.new_bytes),
+                Size(resized.resident_bytes)
+            );
         }
         CacheCommand::Flush => {
             push(&mut server, &Request::CacheFlush)?;

@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
+use crate::serve::Failure;
 use crate::settings::Common;
 
 fn main() -> ExitCode {
@@ -30,17 +31,18 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(text) => {
+        Err(failure) => {
+            let (Failure::Usage(text) | Failure::Run(text)) = &failure;
             eprintln!("heeler: {text}");
-            ExitCode::FAILURE
+            if matches!(failure, Failure::Usage(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn run(cli: &Cli) -> Result<(), String> {
+fn run(cli: &Cli) -> Result<(), Failure> {
     let common = Common { data: cli.data.as_deref(), config: cli.config.as_deref() };
-    match &cli.command {
-        Command::Serve(args) => serve::serve(&common.settings(args)?),
+    let done = match &cli.command {
+        Command::Serve(args) => return serve::serve(&common.settings(args)?),
         Command::Volume { command } => commands::volume(common, command),
         Command::Cache { command } => commands::cache(common, command),
         Command::Status { json } => commands::status(common, *json),
@@ -48,5 +50,6 @@ fn run(cli: &Cli) -> Result<(), String> {
             check::check(&common.place(args.cache.as_deref(), &args.store)?, args)
         }
         Command::Replay(args) => replay::replay(args),
-    }
+    };
+    done.map_err(Failure::Run)
 }

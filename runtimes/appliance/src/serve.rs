@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use heeler_core::event::Buffering;
 use heeler_core::ids::VolumeId;
+use heeler_core::lending::Lending;
 use heeler_core::wire::names::Uuid;
-use heeler_driver::control::{Control, Logged, Setup, VolumeStatus};
+use heeler_driver::control::{self as driver, Control, Logged, Setup, VolumeStatus};
 use heeler_driver::start::{CacheDevice, Plan};
 use heeler_driver::wires::{ControlWires, CoreWires, wire};
-use heeler_driver::{CoreLoop, CoreParts};
-use heeler_hw::{Arena, BlockFile, PAGE_BYTES, UringQueue, topology};
+use heeler_driver::{ConnectionBudget, CoreLoop, CoreParts};
+use heeler_hw::{Arena, BlockFile, UringQueue, topology};
 use heeler_monoio::{Listener, run_core};
 use heeler_store::{ErrorKind, ProbeError, Store, StoreError, volumes};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -30,11 +31,13 @@ use tokio::sync::Notify;
 use crate::client::SOCKET;
 use crate::files::{DataDir, SharedFile, open_cache, random};
 use crate::lines::bytes;
-use crate::server::{Facts, Server, Table, new_volume, since, unix_secs};
+use crate::server::{Facts, Server, Table, new_volume, since, too_much_memory, unix_secs};
 use crate::settings::{Listen, Settings};
-use crate::size::Size;
+use crate::size::{Memory, Size};
 use crate::store_io::Requests;
 
+/// Memory that the server takes if it is not told otherwise, and may have that much.
+const MEMORY: Size = Size(1 << 30);
 /// Operations that one core has on the device at most.
 const QUEUE_DEPTH: u32 = 256;
 /// The volume that an empty store gets.
@@ -44,15 +47,33 @@ const STORE_AGAIN: Duration = Duration::from_secs(2);
 /// How often a drain says what it waits for.
 const DRAIN_NEWS: Duration = Duration::from_secs(5);
 
+/// Why the server did not start or did not end well.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It was told something that cannot be.
+    Usage(String),
+    /// Anything else.
+    Run(String),
+}
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self::Run(text)
+    }
+}
+
 /// Serves until a signal ends it.
-pub(crate) fn serve(settings: &Settings) -> Result<(), String> {
+pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let _dir = DataDir::lock(&settings.place.data)?;
     let cpus = cpus(settings.cores.as_deref())?;
     let device = open_cache(settings)?;
     let cores = u16::try_from(cpus.len()).map_err(|_| "too many cores".to_string())?;
-    let arena = arena(settings.memory, &device, cores)?;
-    let mut plan = plan(settings.memory, &device, cores)?;
+    let limit = topology::memory_limit().map_err(|e| format!("the size of memory: {e}"))?;
+    let (mut plan, lending) = plan(settings.memory, limit, &device, cores)?;
     plan.config.policy = settings.policy;
+    let arena = plan.arena().map_err(|e| {
+        format!("memory: {e}; the system has not enough, choose less with --memory")
+    })?;
     let listeners = listeners(&settings.listen)?;
     let admin = bind_unix(&settings.place.data.join(SOCKET))?;
     let store = Store::open(settings.place.store.clone()).map_err(|e| e.to_string())?;
@@ -64,7 +85,9 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|e| format!("the control thread's runtime: {e}"))?;
-    let parts = Parts { device, store, control, logged, cpus, admin };
+    let memory = driver::Memory { lending, arena, fetch_bytes: plan.fetch_bytes() };
+    let limit = plan.memory_max();
+    let parts = Parts { device, store, control, logged, cpus, admin, memory, limit };
     let tasks = tokio::task::LocalSet::new();
     let result = runtime.block_on(tasks.run_until(control_thread(settings, parts)));
     for path in settings.listen.iter().filter_map(unix_path) {
@@ -75,7 +98,7 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), String> {
     result?;
     for thread in threads {
         if thread.join().is_err() {
-            return Err("a core's thread ended in a panic".into());
+            return Err("a core's thread ended in a panic".to_string().into());
         }
     }
     println!("everything is in the store; bye");
@@ -90,6 +113,9 @@ struct Parts {
     logged: Found,
     cpus: Vec<u32>,
     admin: UnixListener,
+    memory: driver::Memory,
+    /// Bytes that memory may be changed to.
+    limit: u64,
 }
 
 async fn control_thread(settings: &Settings, parts: Parts) -> Result<(), String> {
@@ -103,9 +129,11 @@ async fn control_thread(settings: &Settings, parts: Parts) -> Result<(), String>
         device_bytes: device.file().size_bytes(),
         shards: superblock.shards,
         cpus: parts.cpus,
+        memory_limit_bytes: parts.limit,
         listen: settings.listen.iter().map(Listen::to_string).collect(),
     };
-    println!("{}", banner(settings, &facts));
+    let memory = Size(parts.memory.lending.usage().total_bytes);
+    println!("{}", banner(settings, &facts, memory));
     let setup = Setup {
         cache: Uuid(superblock.cache),
         shards: superblock.shards,
@@ -114,6 +142,7 @@ async fn control_thread(settings: &Settings, parts: Parts) -> Result<(), String>
         random: Box::new(|| random().expect("the system gave randomness before")),
         table: device.table().clone(),
         logged: parts.logged,
+        memory: parts.memory,
         cores: links,
     };
     let wake = Rc::new(Notify::new());
@@ -233,13 +262,14 @@ fn start_cores(
 ) -> Result<(Vec<JoinHandle<()>>, Found), String> {
     let (report, reports) = mpsc::channel();
     let mut threads = Vec::with_capacity(cpus.len());
+    let connections = plan.connections();
     for (&cpu, wires) in cpus.iter().zip(wires) {
         let clones = listeners.iter().map(Listener::try_clone).collect::<io::Result<Vec<_>>>();
         let listeners = clones.map_err(|e| format!("a core's listeners: {e}"))?;
         let (plan, arena, file) = (plan.clone(), arena.clone(), file.clone());
-        let (report, built) = (report.clone(), report.clone());
+        let (report, built, connections) = (report.clone(), report.clone(), connections.clone());
         let core = move || {
-            let build = || build_core(wires, &plan, arena, &file, &built);
+            let build = || build_core(wires, &plan, arena, connections, &file, &built);
             if let Err(e) = run_core(Some(cpu), listeners, build) {
                 let text = format!("core on processor {cpu}: {e}");
                 // Nobody listens any more if it comes later than the start.
@@ -273,6 +303,7 @@ fn build_core(
     wires: CoreWires,
     plan: &Plan,
     arena: Arena,
+    connections: ConnectionBudget,
     file: &SharedFile,
     report: &mpsc::Sender<Result<Found, String>>,
 ) -> Result<CoreLoop<'static, UringQueue>, String> {
@@ -287,7 +318,16 @@ fn build_core(
     let queue = UringQueue::new(&file.0, &arena, QUEUE_DEPTH)
         .map_err(|e| format!("io_uring for the cache: {e}; is it allowed on this system?"))?;
     let transit = plan.transit_of(core);
-    let parts = CoreParts { wires, shards: plan.shards(), hosted, arena, transit, queue };
+    let parts = CoreParts {
+        wires,
+        shards: plan.shards(),
+        hosted,
+        arena,
+        transit,
+        connections,
+        batch_bytes: plan.batch_bytes(),
+        queue,
+    };
     let core = CoreLoop::new(parts);
     // It fails only if another core has failed, and the process is about to end.
     let _ = report.send(Ok(found));
@@ -306,31 +346,32 @@ fn cpus(list: Option<&str>) -> Result<Vec<u32>, String> {
     }
 }
 
-fn plan(memory: Size, device: &CacheDevice<SharedFile>, cores: u16) -> Result<Plan, String> {
-    let pages = u32::try_from(memory.0 / PAGE_BYTES as u64).unwrap_or(u32::MAX - 1);
-    let mut plan = Plan::new(device.superblock(), cores, pages).map_err(|needed| {
-        format!(
+fn plan(
+    memory: Option<Memory>,
+    limit: u64,
+    device: &CacheDevice<SharedFile>,
+    cores: u16,
+) -> Result<(Plan, Lending), Failure> {
+    let memory = memory.unwrap_or(if limit / 100 * 80 < MEMORY.0 {
+        Memory::Percent(80)
+    } else {
+        Memory::Bytes(MEMORY)
+    });
+    let bytes = memory.bytes(limit);
+    if bytes > limit {
+        return Err(Failure::Usage(format!("--memory: {}", too_much_memory(memory, limit))));
+    }
+    let superblock = device.superblock();
+    let (mut plan, lending) = Plan::new(superblock, cores, bytes, limit).map_err(|needed| {
+        Failure::Usage(format!(
             "--memory {memory} is too small: {cores} cores and the {} shards of this cache need at \
              least {}M",
-            device.superblock().shards,
-            bytes(u64::from(needed)).div_ceil(1 << 20)
-        )
+            superblock.shards,
+            needed.div_ceil(1 << 20)
+        ))
     })?;
     plan.released = device.table().rows.iter().all(|row| row.released);
-    Ok(plan)
-}
-
-fn arena(memory: Size, device: &CacheDevice<SharedFile>, cores: u16) -> Result<Arena, String> {
-    plan(memory, device, cores)?;
-    let limit = topology::memory_limit().map_err(|e| format!("the size of memory: {e}"))?;
-    if memory.0 > limit {
-        return Err(format!(
-            "--memory {memory} is more than the {} that this process may have",
-            Size(limit)
-        ));
-    }
-    let pages = u32::try_from(memory.0 / PAGE_BYTES as u64).unwrap_or(u32::MAX - 1);
-    Arena::new(pages).map_err(|e| format!("memory of {memory}: {e}; choose less with --memory"))
+    Ok((plan, lending))
 }
 
 fn listeners(listen: &[Listen]) -> Result<Vec<Listener>, String> {
@@ -377,7 +418,7 @@ fn host() -> String {
     if name.trim().is_empty() { "unknown".into() } else { name.trim().into() }
 }
 
-fn banner(settings: &Settings, facts: &Facts) -> String {
+fn banner(settings: &Settings, facts: &Facts, memory: Size) -> String {
     let cpus: Vec<String> = facts.cpus.iter().map(u32::to_string).collect();
     format!(
         "heeler {} serves from {}\n  cache   {}, {}, {} shards\n  memory  {}, cores {}\n  store   \
@@ -387,7 +428,7 @@ fn banner(settings: &Settings, facts: &Facts) -> String {
         facts.cache_path,
         Size(facts.device_bytes),
         facts.shards,
-        settings.memory,
+        memory,
         cpus.join(","),
         facts.store_url,
         facts.listen.join(", "),

@@ -22,6 +22,7 @@ use heeler_driver::control::{Control, Event, TableIo, Ticket, VolumeStatus};
 use heeler_driver::mail::{CoreStatus, ShardStatus};
 use heeler_driver::start::CacheDevice;
 use heeler_driver::wires;
+use heeler_hw::topology;
 use heeler_store::Store;
 use heeler_store::volumes::{self, NewVolume, VolumeError};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -30,14 +31,14 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot};
 
 use crate::api::{
-    Answer, CacheInfo, CacheReport, CoreInfo, Deleted, Purged, Request, Scrubbed, Status,
-    StoreInfo, VolumeInfo, VolumeLine,
+    Answer, CacheInfo, CacheReport, CoreInfo, Deleted, Purged, Request, Resized, Scrubbed,
+    ServerMemory, Status, StoreInfo, VolumeInfo, VolumeLine,
 };
 use crate::counters;
 use crate::files::SharedFile;
 use crate::lines::{self, bytes};
 use crate::setting::Setting;
-use crate::size::Size;
+use crate::size::{Memory, Size};
 use crate::store_io::{Requests, Wake};
 
 /// How often a push says how far it is.
@@ -63,6 +64,8 @@ pub(crate) struct Facts {
     pub(crate) device_bytes: u64,
     pub(crate) shards: u16,
     pub(crate) cpus: Vec<u32>,
+    /// What memory may be changed to at most.
+    pub(crate) memory_limit_bytes: u64,
     pub(crate) listen: Vec<String>,
 }
 
@@ -91,6 +94,11 @@ impl fmt::Debug for Server {
 /// The monotonic clock of the control thread since `start`.
 pub(crate) fn since(start: std::time::Instant) -> Instant {
     Instant(u64::try_from(start.elapsed().as_nanos()).expect("584 years"))
+}
+
+/// Why so much memory cannot be had.
+pub(crate) fn too_much_memory(memory: Memory, limit: u64) -> String {
+    format!("{memory} of memory is more than the {} that this process may have", Size(limit))
 }
 
 /// Seconds since 1970.
@@ -441,6 +449,7 @@ impl Server {
             device_bytes: self.facts.device_bytes,
             shards: self.facts.shards,
             stranded_bytes: bytes(self.control.borrow().stranded_blocks()),
+            server_memory: self.memory(),
             ..CacheInfo::default()
         };
         for shard in shards {
@@ -512,6 +521,60 @@ impl Server {
         })
     }
 
+    fn memory(&self) -> ServerMemory {
+        let usage = self.control.borrow().memory_usage();
+        ServerMemory {
+            target_bytes: usage.total_bytes,
+            taken_bytes: usage.taken_bytes,
+            arena_bytes: usage.arena_bytes,
+            pool_bytes: usage.pool_bytes,
+            table_bytes: usage.table_bytes,
+            resident_bytes: topology::resident_memory().unwrap_or(0),
+        }
+    }
+
+    /// Changes the memory that the server takes, and says how far it is.
+    async fn resize(&self, memory: Memory, out: &mut Lines) -> Result<Resized, String> {
+        let before = self.memory();
+        let limit = self.facts.memory_limit_bytes;
+        let process = topology::memory_limit().map_err(|e| format!("the size of memory: {e}"))?;
+        let bytes = memory.bytes(process);
+        if bytes > limit {
+            return Err(format!(
+                "{memory} of memory is more than {}: a server can have what its process may have, \
+                 and 4 times what it was started with",
+                Size(limit)
+            ));
+        }
+        let resized = self.control.borrow_mut().resize_memory(self.now(), bytes);
+        resized.map_err(|needed| {
+            let needed = needed.div_ceil(1 << 20);
+            format!(
+                "{memory} of memory is too little: what is set aside and in use needs {needed}M"
+            )
+        })?;
+        self.wake.notify_one();
+        let total = bytes.abs_diff(before.taken_bytes);
+        while !self.control.borrow().memory_is_settled() {
+            tokio::time::sleep(PROGRESS_EVERY).await;
+            let done = self.memory().taken_bytes.abs_diff(before.taken_bytes).min(total);
+            out.send(&Answer::Progress { done_bytes: done, total_bytes: total }).await?;
+        }
+        let now = self.memory();
+        if now.target_bytes < bytes {
+            return Err(format!(
+                "the system had not enough memory; the server takes {} now",
+                Size(now.target_bytes)
+            ));
+        }
+        log::info!("memory was {}, is {}", Size(before.target_bytes), Size(now.target_bytes));
+        Ok(Resized {
+            old_bytes: before.target_bytes,
+            new_bytes: now.target_bytes,
+            resident_bytes: now.resident_bytes,
+        })
+    }
+
     async fn status(&self) -> Status {
         let cores = self.report().await;
         let shards = shards_of(&cores);
@@ -576,6 +639,7 @@ impl Server {
             Request::CacheInfo { volume, shard } => {
                 done(&self.cache_report(volume.as_deref(), shard).await?)
             }
+            Request::CacheResize { memory } => done(&self.resize(memory, out).await?),
             Request::CacheFlush => {
                 let mut all = self.control.borrow().volumes();
                 // Nothing of them can be pushed; `status` shows them.

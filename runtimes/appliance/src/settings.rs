@@ -12,7 +12,7 @@ use heeler_store::{S3Options, Secret, StoreConfig};
 use serde::{Deserialize, Deserializer};
 
 use crate::cli::{ServeArgs, StoreArgs};
-use crate::size::Size;
+use crate::size::{Memory, Size};
 
 /// Where NBD clients connect.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,7 +63,7 @@ struct File {
     cache: Option<PathBuf>,
     cache_size: Option<Size>,
     shards: Option<u16>,
-    memory: Option<Size>,
+    memory: Option<Memory>,
     store: Option<String>,
     listen: Vec<Listen>,
     cores: Option<String>,
@@ -118,8 +118,8 @@ pub(crate) struct Settings {
     pub(crate) cache_size_given: bool,
     /// Shards of a cache that has to be formatted.
     pub(crate) shards: u16,
-    /// RAM for data.
-    pub(crate) memory: Size,
+    /// What the server takes of memory; `None`: by default.
+    pub(crate) memory: Option<Memory>,
     /// Where NBD clients connect.
     pub(crate) listen: Vec<Listen>,
     /// CPUs; `None`: all usable.
@@ -171,7 +171,7 @@ impl Common<'_> {
             cache_size: cache_size.unwrap_or(CACHE_SIZE),
             cache_size_given: cache_size.is_some(),
             shards,
-            memory: args.memory.or(file.memory).unwrap_or(MEMORY),
+            memory: args.memory.or(file.memory),
             listen,
             cores: args.cores.clone().or(file.cores),
             policy: args.policy.or(file.policy).unwrap_or_default(),
@@ -222,7 +222,6 @@ fn absolute(path: &Path) -> Result<PathBuf, String> {
 
 const DATA: &str = "heeler-data";
 const CACHE_SIZE: Size = Size(4 << 30);
-const MEMORY: Size = Size(1 << 30);
 const SHARDS: u16 = 8;
 
 #[cfg(test)]
@@ -245,7 +244,7 @@ mod tests {
         assert_eq!(settings.place.store_url, "file:///d/store");
         assert_eq!(settings.listen[0], Listen::Unix("/d/nbd.sock".into()));
         assert_eq!(settings.listen[1].to_string(), "tcp:127.0.0.1:10809");
-        assert_eq!((settings.cache_size, settings.memory), (Size(4 << 30), Size(1 << 30)));
+        assert_eq!((settings.cache_size, settings.memory), (Size(4 << 30), None));
         assert_eq!((settings.shards, settings.cache_size_given), (8, false));
         assert_eq!(settings.policy, Policy::Reuse);
     }
@@ -253,10 +252,11 @@ mod tests {
     #[test]
     fn flags_win_over_the_file() {
         let text = "data = '/f'\nmemory = '2G'\ncache-size = 1073741824\nstore = 's3://b/p'\n\
-                    listen = ['tcp:0.0.0.0:10809']\ncores = '0-1'\npolicy = '2q'\n[s3]\nendpoint = 'http://h:9'\n";
-        let args = ServeArgs { memory: Some(Size(7 << 20)), ..ServeArgs::default() };
+                    listen = ['tcp:0.0.0.0:10809']\ncores = '0-1'\npolicy = '2q'\n[s3]\n\
+                    endpoint = 'http://h:9'\n";
+        let args = ServeArgs { memory: Some(Memory::Bytes(Size(7 << 20))), ..ServeArgs::default() };
         let settings = with_file("a", text, &args).unwrap();
-        assert_eq!(settings.memory, Size(7 << 20));
+        assert_eq!(settings.memory, Some(Memory::Bytes(Size(7 << 20))));
         assert_eq!((settings.cache_size, settings.cache_size_given), (Size(1 << 30), true));
         assert_eq!(settings.place.data, Path::new("/f"));
         assert_eq!(settings.listen, [Listen::Tcp("0.0.0.0:10809".into())]);

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::api::{
-    CacheInfo, CacheReport, MemoryInfo, ShardCounts, ShardReport, Status, TrafficCounts,
-    VolumeInfo, VolumeLine, VolumeReport, Windows,
+    CacheInfo, CacheReport, MemoryInfo, ServerMemory, ShardCounts, ShardReport, Status,
+    TrafficCounts, VolumeInfo, VolumeLine, VolumeReport, Windows,
 };
 use crate::setting::Switch;
 use crate::size::Size;
@@ -78,6 +78,7 @@ pub(crate) fn cache(info: &CacheInfo) -> String {
     let of = |used, all| format!("{} of {} ({}%)", Size(used), Size(all), percent(used, all));
     let mut rows = vec![
         ("cache", format!("{}, {}, {} shards", info.path, Size(info.device_bytes), info.shards)),
+        ("memory", server_memory(&info.server_memory)),
         ("nvme", of(info.nvme_bytes, info.nvme_capacity_bytes)),
         ("ram", of(info.ram_bytes, info.ram_capacity_bytes)),
         ("dirty", Size(info.dirty_bytes).to_string()),
@@ -261,6 +262,17 @@ fn hit_percent(traffic: &TrafficCounts) -> String {
         0 => "-".into(),
         needed => format!("{:.1}%", traffic.buffer_hits as f64 * 100.0 / needed as f64),
     }
+}
+
+fn server_memory(memory: &ServerMemory) -> String {
+    format!(
+        "{} of {} (pages {}, tables {}), resident {}",
+        Size(memory.taken_bytes),
+        Size(memory.target_bytes),
+        Size(memory.arena_bytes),
+        Size(memory.table_bytes),
+        Size(memory.resident_bytes)
+    )
 }
 
 /// Everything at a glance.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::de::{Error as _, Unexpected};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A number of bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -68,6 +68,77 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+/// How much memory the server takes: bytes, or a share of what it may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(into = "String")]
+pub(crate) enum Memory {
+    Bytes(Size),
+    Percent(u8),
+}
+
+impl Memory {
+    /// Bytes, if the process may have `limit` of them.
+    pub(crate) fn bytes(self, limit: u64) -> u64 {
+        match self {
+            Self::Bytes(size) => size.0,
+            Self::Percent(percent) => limit / 100 * u64::from(percent),
+        }
+    }
+}
+
+impl FromStr for Memory {
+    type Err = String;
+
+    /// A size, or a number of percent.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(percent) = text.strip_suffix('%') else { return text.parse().map(Self::Bytes) };
+        match percent.parse() {
+            Ok(percent @ 1..=100) => Ok(Self::Percent(percent)),
+            _ => Err(format!("'{text}' is not a share; write 1% to 100%, or a size like 4G")),
+        }
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(size) => size.fmt(f),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+impl From<Memory> for String {
+    /// Exactly, for another program.
+    fn from(memory: Memory) -> Self {
+        match memory {
+            Memory::Bytes(size) => size.0.to_string(),
+            Memory::Percent(percent) => format!("{percent}%"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Memory {
+    /// As a size, or text as above.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Bytes(u64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Bytes(bytes) => Ok(Self::Bytes(Size(bytes))),
+            Written::Text(text) => text.parse().map_err(|_| {
+                D::Error::invalid_value(
+                    Unexpected::Str(&text),
+                    &"a size like 4G or a share like 50%",
+                )
+            }),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +172,20 @@ mod tests {
             (u64::MAX, "16.0 EiB"),
         ] {
             assert_eq!(Size(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn memory_is_a_size_or_a_share() {
+        assert_eq!("4G".parse(), Ok(Memory::Bytes(Size(4 << 30))));
+        assert_eq!("50%".parse(), Ok(Memory::Percent(50)));
+        for text in ["0%", "101%", "-1%", "1.5%", "%", "", "50 %"] {
+            text.parse::<Memory>().expect_err(text);
+        }
+        assert_eq!(Memory::Percent(50).bytes(1 << 30), (1 << 30) / 100 * 50);
+        for memory in [Memory::Percent(7), Memory::Bytes(Size(1_234_567))] {
+            let text = serde_json::to_string(&memory).unwrap();
+            assert_eq!(serde_json::from_str::<Memory>(&text).unwrap(), memory);
         }
     }
 }

@@ -11,6 +11,7 @@
 
 mod fetch;
 mod links;
+mod memory;
 mod rows;
 mod volume;
 
@@ -25,6 +26,7 @@ use heeler_core::ids::{CoreId, Epoch, OpId, ShardId, VolumeId};
 use heeler_core::keeper::{
     self, BatchHandle, Input, Keeper, Output, PackRead, Refusal, Start, StoreOp, StoreResult,
 };
+use heeler_core::lending;
 use heeler_core::policy::Policy;
 use heeler_core::recovery::LogEntry;
 use heeler_core::time::Instant;
@@ -35,6 +37,8 @@ use heeler_hw::crc32c;
 
 use self::fetch::{Fetches, Read};
 use self::links::Links;
+use self::memory::Divided;
+pub use self::memory::Memory;
 use self::rows::Rows;
 pub use self::volume::VolumeStatus;
 use self::volume::{State, Volume};
@@ -159,6 +163,8 @@ pub struct Setup {
     pub table: VolumeTable,
     /// What recovery found.
     pub logged: BTreeMap<VolumeId, Logged>,
+    /// The memory that is divided.
+    pub memory: Memory,
     /// The mailboxes: core `i` hosts the shards `i`, `i + cores`, ...
     pub cores: Vec<ControlLink>,
 }
@@ -233,6 +239,16 @@ enum Purpose {
     },
 }
 
+/// A batch on its way.
+#[derive(Debug)]
+struct Batch {
+    /// Of the keeper that it is for.
+    life: u64,
+    /// The core that it came from.
+    core: usize,
+    bytes: Bytes,
+}
+
 #[derive(Debug)]
 struct Gather {
     purpose: Purpose,
@@ -268,8 +284,9 @@ pub struct Control<S, T> {
     lives: u64,
     pending: BTreeMap<Token, Pending>,
     tokens: u64,
-    /// Batches on their way, and the life of the keeper that they are for.
-    batches: BTreeMap<BatchHandle, (u64, Bytes)>,
+    memory: Divided,
+    /// Batches on their way.
+    batches: BTreeMap<BatchHandle, Batch>,
     handles: u64,
     fetches: Fetches,
     gathers: BTreeMap<Ticket, Gather>,
@@ -296,6 +313,9 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     /// A loop without volumes. What the log holds of numbers without a row is forgotten.
     #[must_use]
     pub fn new(setup: Setup, store: S, table: T) -> Self {
+        let fetches = Fetches::new(setup.memory.fetch_bytes);
+        let mut links = Links::new(setup.cores, setup.shards);
+        let memory = Divided::new(setup.memory, &mut links);
         let mut control = Self {
             cache: setup.cache,
             shards: setup.shards,
@@ -304,7 +324,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             random: setup.random,
             rows: Rows::new(setup.table, table),
             logged: setup.logged,
-            links: Links::new(setup.cores, setup.shards),
+            links,
             store,
             volumes: Vec::new(),
             lives: 0,
@@ -312,7 +332,8 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             tokens: 0,
             batches: BTreeMap::new(),
             handles: 0,
-            fetches: Fetches::default(),
+            fetches,
+            memory,
             gathers: BTreeMap::new(),
             tickets: 0,
             notes: VecDeque::new(),
@@ -349,19 +370,23 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         while let Some(read) = self.fetches.poll_due(now) {
             self.send_read(read);
         }
+        while let Some(reads) = self.fetches.poll_begun(now) {
+            reads.into_iter().for_each(|read| self.send_read(read));
+        }
         for index in 0..self.volumes.len() {
             if self.volumes[index].keeper.poll_timeout().is_some_and(|due| due <= now) {
                 self.feed(now, index, Input::Tick);
             }
         }
         self.step_drain(now);
+        let memory = self.memory.turn(now, &mut self.links);
         self.links.flush();
         if more || self.links.has_news() {
             return Some(now);
         }
         let keepers = self.volumes.iter().filter(|volume| !volume.is_over());
         let keepers = keepers.filter_map(|volume| volume.keeper.poll_timeout());
-        keepers.chain(self.fetches.poll_timeout()).min()
+        keepers.chain(self.fetches.poll_timeout()).chain(memory).min()
     }
 
     /// Whether a core has sent something: to be asked between announcing sleep and sleeping.
@@ -486,6 +511,27 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         }
     }
 
+    /// Changes what all memory together may be. It takes effect bit by bit;
+    /// [`memory_is_settled`](Self::memory_is_settled) says when it has.
+    ///
+    /// # Errors
+    /// The bytes that are needed at least.
+    pub fn resize_memory(&mut self, now: Instant, bytes: u64) -> Result<(), u64> {
+        self.memory.resize(now, &mut self.links, bytes)
+    }
+
+    /// How memory is used.
+    #[must_use]
+    pub fn memory_usage(&self) -> lending::Usage {
+        self.memory.lending.usage()
+    }
+
+    /// Whether the last change of its size has been carried out.
+    #[must_use]
+    pub fn memory_is_settled(&self) -> bool {
+        self.memory.lending.is_settled()
+    }
+
     /// Asks every core for its figures. What was sent to the cores before has been taken by then.
     pub fn report(&mut self) -> Ticket {
         self.gather(Purpose::Admin)
@@ -545,7 +591,9 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         let ticket = self.ticket();
         self.volumes[index].state = State::Deleting(ticket);
         let life = self.volumes[index].life;
-        self.batches.retain(|_, (owner, _)| *owner != life);
+        let own = |(handle, batch): (&BatchHandle, &Batch)| (batch.life == life).then_some(*handle);
+        let own: Vec<BatchHandle> = self.batches.iter().filter_map(own).collect();
+        own.into_iter().for_each(|batch| self.end_batch(batch));
         self.publish();
         self.settle_delete(index);
         Some(ticket)
@@ -613,7 +661,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         let mut next = None;
         loop {
             while let Some(output) = self.volumes[index].keeper.poll_output() {
-                next = self.act(now, index, output).or(next);
+                next = self.act(index, output).or(next);
             }
             let Some(input) = next.take() else { return };
             self.volumes[index].keeper.handle(now, input);
@@ -621,7 +669,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     }
 
     /// Does what a keeper wants done. Returns what to tell it after all of it is done.
-    fn act(&mut self, now: Instant, index: usize, output: Output) -> Option<Input<'static>> {
+    fn act(&mut self, index: usize, output: Output) -> Option<Input<'static>> {
         match output {
             Output::Remember { nonce, ours } => return Some(self.remember(index, nonce, ours)),
             Output::Attached(attached) => return self.attached(index, attached),
@@ -632,7 +680,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             }
             Output::Put { op, key, meta, batches } => {
                 let token = self.keeper_op(index, op);
-                let blocks = batches.iter().map(|batch| self.batches[batch].1.clone());
+                let blocks = batches.iter().map(|batch| self.batches[batch].bytes.clone());
                 let pieces = std::iter::once(Bytes::from_owner(meta)).chain(blocks).collect();
                 self.store.put(token, &key, pieces, false);
             }
@@ -648,14 +696,14 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 let token = self.keeper_op(index, op);
                 self.store.delete(token, &key);
             }
-            Output::DropBatch(batch) => _ = self.batches.remove(&batch),
+            Output::DropBatch(batch) => self.end_batch(batch),
             Output::ToShard(shard, mail) => {
                 self.links.mail(shard, mail);
                 if matches!(mail, ToShard::Attach { .. }) && shard.0 + 1 == self.shards {
                     self.introduce(index);
                 }
             }
-            Output::FetchPlan { shard, op, reads, .. } => self.fetch(now, shard, op, reads),
+            Output::FetchPlan { shard, op, reads, .. } => self.fetch(shard, op, reads),
             Output::FetchFailed { shard, op } => self.links.answer_fetch(shard, op, None),
             Output::QueryAnswer { shard, op, data } => {
                 self.links.answer_query(shard, op, Some(data));
@@ -792,12 +840,17 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         Token(self.tokens)
     }
 
-    fn fetch(&mut self, now: Instant, shard: ShardId, op: OpId, reads: Vec<PackRead>) {
+    fn fetch(&mut self, shard: ShardId, op: OpId, reads: Vec<PackRead>) {
         if reads.is_empty() {
             return self.links.answer_fetch(shard, op, Some(Vec::new()));
         }
-        for read in self.fetches.begin(now, (shard, op), reads) {
-            self.send_read(read);
+        self.fetches.add((shard, op), reads);
+    }
+
+    /// A batch's bytes are no longer held.
+    fn end_batch(&mut self, batch: BatchHandle) {
+        if let Some(Batch { core, bytes, .. }) = self.batches.remove(&batch) {
+            self.links.send_to_core(core, FromControl::BatchesEnded { bytes: bytes.len() });
         }
     }
 
@@ -872,13 +925,27 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 }
             }
             ToControl::Batch { shard, volume, epoch, runs, crcs, bytes } => {
-                let Some(index) = self.keeper_of(volume) else { return };
+                let core = self.links.core_of(shard);
+                let Some(index) = self.keeper_of(volume) else {
+                    let bytes = bytes.len();
+                    return self.links.send_to_core(core, FromControl::BatchesEnded { bytes });
+                };
                 self.handles += 1;
                 let batch = BatchHandle(self.handles);
-                self.batches.insert(batch, (self.volumes[index].life, Bytes::from(bytes)));
+                let (life, bytes) = (self.volumes[index].life, Bytes::from(bytes));
+                self.batches.insert(batch, Batch { life, core, bytes });
                 let (runs, crcs) = (&runs, &crcs);
                 self.feed(now, index, Input::Batch { shard, epoch, batch, runs, crcs });
             }
+            ToControl::Budget { shard, report } => {
+                let Self { memory, links, .. } = self;
+                memory.handle_report(now, links, shard.0.into(), report);
+            }
+            ToControl::Pages { from, pages } => {
+                self.memory.handle_pages(now, &mut self.links, from, &pages);
+            }
+            ToControl::Covered => self.memory.handle_covered(now, &mut self.links),
+            ToControl::Copied { shard, op } => self.fetches.handle_copied((shard, op)),
             ToControl::Status { ticket, core, status } => {
                 self.handle_status(Ticket(ticket), core, status);
             }

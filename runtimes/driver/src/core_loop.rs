@@ -9,6 +9,8 @@
 //!   receive buffers, send their transmit buffers, close them;
 //! * sleeps between turns, by [`CoreLoop::prepare_park`] and [`CoreLoop::awake`].
 
+mod memory;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
@@ -16,15 +18,17 @@ use std::sync::Arc;
 
 use heeler_core::counters::Traffic;
 use heeler_core::event::{Input, Output, Rejected, Reply, Request, Status, ToShard};
-use heeler_core::ids::{BLOCK_BYTES, CoreId, OpId, PageId, ShardId, VolumeId};
+use heeler_core::ids::{CoreId, OpId, PageId, ShardId, VolumeId};
+use heeler_core::lending::Place;
 use heeler_core::limits::BATCH_BLOCKS_MAX;
 use heeler_core::mailbox::{Parker, PopError, Receiver};
 use heeler_core::shard::Shard;
 use heeler_core::time::{Duration, Instant};
 use heeler_hw::{Arena, BlockQueue, IoKind, PAGE_BYTES};
 
+use self::memory::{Batches, Reports};
 use crate::device::{Device, DeviceOp, Done};
-use crate::front::{ConnId, Front, Issued, OpenError, core_of_id};
+use crate::front::{ConnId, ConnectionBudget, Front, Issued, OpenError, core_of_id};
 use crate::mail::{
     Blocks, CoreMail, CoreStatus, FetchedPiece, FromControl, ShardStatus, ToControl, VolumeShare,
 };
@@ -69,6 +73,10 @@ pub struct CoreParts<'a, Q> {
     pub arena: Arena,
     /// Pages for what clients of this core write, handed over for good.
     pub transit: Vec<PageId>,
+    /// Room for connections, shared by all cores.
+    pub connections: ConnectionBudget,
+    /// Bytes of batches that this core may have on their way to the store.
+    pub batch_bytes: usize,
     /// The core's queue on the cache device.
     pub queue: Q,
 }
@@ -89,6 +97,8 @@ struct Host<'a> {
     volumes: Vec<(VolumeId, Windows<Traffic>)>,
     /// Scrubs, which have their turn one after the other.
     scrubs: VecDeque<Scrub>,
+    /// What it says of its memory.
+    reports: Reports,
 }
 
 impl Host<'_> {
@@ -152,7 +162,6 @@ impl Host<'_> {
 #[derive(Clone, Copy, Debug)]
 enum Answer {
     Filled(OpId, u32),
-    BatchTaken(OpId),
     Release(OpId),
 }
 
@@ -165,6 +174,7 @@ pub struct CoreLoop<'a, Q> {
     device: Device<Q>,
     hosts: Vec<Host<'a>>,
     front: Front,
+    batches: Batches,
     post: Post,
     from_cores: Vec<Option<Receiver<CoreMail>>>,
     from_control: Option<Receiver<FromControl>>,
@@ -188,7 +198,8 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
     /// If the hosted shards are not those of the core, or a region ends behind the device's end.
     #[must_use]
     pub fn new(parts: CoreParts<'a, Q>) -> Self {
-        let CoreParts { wires, shards, hosted, arena, transit, queue } = parts;
+        let CoreParts { wires, shards, hosted, arena, transit, connections, batch_bytes, queue } =
+            parts;
         let cores = wires.to_cores.len();
         let own = (usize::from(wires.core.0)..usize::from(shards)).step_by(cores);
         assert!(own.eq(hosted.iter().map(|hosted| usize::from(hosted.id.0))), "shards of a core");
@@ -203,6 +214,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
                 past: Windows::new(Instant(0)),
                 volumes: Vec::new(),
                 scrubs: VecDeque::new(),
+                reports: Reports::default(),
             }
         };
         Self {
@@ -211,7 +223,8 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
             now: Instant(0),
             device: Device::new(queue),
             hosts: hosted.into_iter().map(host).collect(),
-            front: Front::new(wires.core, shards, arena.clone(), transit),
+            front: Front::new(wires.core, shards, arena.clone(), transit, connections),
+            batches: Batches::new(batch_bytes),
             arena,
             post: Post::new(wires.to_cores, wires.to_control),
             from_cores: wires.from_cores,
@@ -238,6 +251,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
             busy |= self.take_requests();
             busy |= self.take_mail();
             busy |= self.settle_shards();
+            busy |= self.send_batches();
             if !busy {
                 break;
             }
@@ -246,6 +260,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
         self.device.start_flush();
         let submitted = self.device.submit();
         self.report_drained();
+        self.report_memory();
         let post_again = self.post.flush(self.now);
         if busy || self.front.has_work() {
             return Some(self.now);
@@ -518,6 +533,18 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                 self.post.send_to_control(ToControl::Status { ticket, core, status });
             }
             FromControl::Drain => self.front.drain(),
+            FromControl::Budget { shard, budget, hurry } => {
+                let host = self.host_of(shard);
+                self.hosts[host].reports.set_hurry(hurry);
+                self.tell(host, Input::Budget(budget));
+            }
+            FromControl::Below(page) => self.front.transit().set_below(page),
+            FromControl::Pages { to, pages } => self.take_in_pages(to, &pages),
+            FromControl::Cover { pages } => {
+                self.device.cover(pages);
+                self.post.send_to_control(ToControl::Covered);
+            }
+            FromControl::BatchesEnded { bytes } => self.batches.end(bytes),
             FromControl::Stop => self.stopped = true,
         }
     }
@@ -533,6 +560,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         });
         self.tell(host, Input::Fetched { op, ok, crcs: &crcs });
         self.fetched = crcs;
+        self.post.tell_control(ToControl::Copied { op, shard: self.hosts[host].id });
     }
 
     /// Ends the turn of every shard that was told something or whose time has come.
@@ -619,7 +647,6 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         while let Some(answer) = self.answers.pop_front() {
             let input = match answer {
                 Answer::Filled(op, crc) => Input::Filled { op, crc },
-                Answer::BatchTaken(op) => Input::BatchTaken(op),
                 Answer::Release(lease) => Input::Release(lease),
             };
             let taken = self.hosts[at].shard.handle(self.now, input);
@@ -655,7 +682,11 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                 self.answers.push_back(Answer::Filled(op, crc));
             }
             Output::CopyPage { src, dst } => self.arena.copy(dst, src, 0..PAGE_BYTES),
-            Output::PagesBack { .. } => panic!("no share was made smaller"),
+            Output::PagesBack { .. } => {
+                let (from, pages) =
+                    (Place::Shard(shard.0.into()), host.shard.pages_back().to_vec());
+                self.post.send_to_control(ToControl::Pages { from, pages });
+            }
             Output::Fetch { op, volume, object, first, count } => {
                 self.post.send_to_control(ToControl::Fetch {
                     shard,
@@ -676,20 +707,9 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                     count,
                 });
             }
-            Output::Batch { op, volume, epoch } => {
-                let runs = host.shard.batch_runs().to_vec();
-                let blocks = host.shard.batch_blocks();
-                let crcs = blocks.iter().map(|block| block.crc).collect();
-                let mut bytes = Vec::with_capacity(blocks.len() * BLOCK_BYTES);
-                for block in blocks {
-                    self.arena.with(block.page, |page| bytes.extend_from_slice(page));
-                }
-                let mail = ToControl::Batch { shard, volume, epoch, runs, crcs, bytes };
-                self.post.send_to_control(mail);
-                self.answers.push_back(Answer::BatchTaken(op));
-            }
+            Output::Batch { op, volume, epoch } => self.take_batch(at, op, volume, epoch),
             Output::Reply(reply) => self.pass_on(at, reply),
-            Output::Keeper(mail) => self.post.send_to_control(ToControl::Keeper { shard, mail }),
+            Output::Keeper(mail) => self.tell_keeper(at, mail),
         }
     }
 

@@ -60,6 +60,11 @@ impl<Q: BlockQueue> Device<Q> {
         &self.queue
     }
 
+    /// The queue is to cover so many pages of the arena.
+    pub(crate) fn cover(&mut self, pages: u32) {
+        self.queue.cover(pages);
+    }
+
     /// Starts a read or a write; one that finds the queue full waits its turn.
     pub(crate) fn push(&mut self, op: DeviceOp, pages: &[PageId]) {
         if !self.backlog.is_empty() || !self.try_push(op, pages) {

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use heeler_core::event::{Reply, Request, RequestKind};
 use heeler_core::ids::{BlockRef, CoreId, PageId, ShardId, VolumeId};
@@ -44,11 +46,40 @@ impl ConnId {
     }
 }
 
+/// How many connections the memory set aside for them allows, all cores together. The cores share
+/// it, since the kernel deals connections out as it likes.
+#[derive(Clone, Debug)]
+pub struct ConnectionBudget {
+    left: Arc<AtomicUsize>,
+    total: usize,
+}
+
+impl ConnectionBudget {
+    /// Room for so many.
+    #[must_use]
+    pub fn new(total: usize) -> Self {
+        Self { left: Arc::new(AtomicUsize::new(total)), total }
+    }
+
+    fn take(&self) -> Result<(), OpenError> {
+        // Relaxed: it is a count, and orders nothing else.
+        let less = |left: usize| left.checked_sub(1);
+        let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        taken.map(|_| ()).map_err(|_| OpenError::NoMemory(self.total))
+    }
+
+    fn give_back(&self) {
+        self.left.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Why a connection is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OpenError {
     /// The core has [`CONNECTIONS_MAX`] already.
     TooMany,
+    /// So many connections are open, and there is memory for no more.
+    NoMemory(usize),
     /// The appliance is going down.
     Draining,
 }
@@ -57,6 +88,11 @@ impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooMany => write!(f, "{CONNECTIONS_MAX} connections are open on this core"),
+            Self::NoMemory(open) => write!(
+                f,
+                "{open} connections are open, and --memory has room for no more; give the server \
+                 more, or connect with fewer"
+            ),
             Self::Draining => f.write_str("the server is shutting down"),
         }
     }
@@ -84,6 +120,7 @@ pub(crate) struct Front {
     arena: Arena,
     slots: Vec<Slot>,
     open: usize,
+    budget: ConnectionBudget,
     /// Connections that may have something to do.
     ready: VecDeque<usize>,
     /// Connections that wait for pages, in order.
@@ -100,13 +137,20 @@ pub(crate) struct Front {
 
 /// For the adapter.
 impl Front {
-    pub(crate) fn new(core: CoreId, shards: u16, arena: Arena, transit: Vec<PageId>) -> Self {
+    pub(crate) fn new(
+        core: CoreId,
+        shards: u16,
+        arena: Arena,
+        transit: Vec<PageId>,
+        budget: ConnectionBudget,
+    ) -> Self {
         Self {
             core,
             shards,
             arena,
             slots: (0..CONNECTIONS_MAX).map(|_| Slot::default()).collect(),
             open: 0,
+            budget,
             ready: VecDeque::with_capacity(CONNECTIONS_MAX),
             starving: VecDeque::with_capacity(CONNECTIONS_MAX),
             noted: VecDeque::with_capacity(CONNECTIONS_MAX),
@@ -124,6 +168,7 @@ impl Front {
         }
         let free = self.slots.iter().position(|slot| slot.connection.is_none());
         let at = free.ok_or(OpenError::TooMany)?;
+        self.budget.take()?;
         let slot = &mut self.slots[at];
         slot.generation = slot.generation.wrapping_add(1);
         let mut connection = Box::new(Connection::new(session_config(self.shards)));
@@ -210,6 +255,11 @@ impl Front {
     /// Pages that travel nowhere.
     pub(crate) fn free_pages(&self) -> usize {
         self.transit.free()
+    }
+
+    /// Where pages for what clients write are.
+    pub(crate) fn transit(&mut self) -> &mut Transit {
+        &mut self.transit
     }
 
     /// Whether a call of [`Self::next_fed`] or [`Self::next_ready`] would give something.
@@ -400,6 +450,7 @@ impl Front {
         let connection = self.connection(at);
         if connection.gone && connection.outstanding == 0 {
             self.slots[at].connection = None;
+            self.budget.give_back();
             self.ready.retain(|ready| *ready != at);
             self.open -= 1;
         }

@@ -20,4 +20,4 @@ pub mod wires;
 
 pub use connection::CONNECTION_BYTES_MAX;
 pub use core_loop::{CoreLoop, CoreParts, HostedShard};
-pub use front::{CONNECTIONS_MAX, ConnId, OpenError};
+pub use front::{CONNECTIONS_MAX, ConnId, ConnectionBudget, OpenError};

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use heeler_core::buffer;
 use heeler_core::counters::{Scrubbed, Traffic};
 use heeler_core::event::{PushRun, Reply, Request, ToKeeper, ToShard};
-use heeler_core::ids::{BlockRef, CoreId, Epoch, OpId, ShardId, VolumeId};
+use heeler_core::ids::{BlockRef, CoreId, Epoch, OpId, PageId, ShardId, VolumeId};
+use heeler_core::lending::Place;
 use heeler_core::limits::REQUEST_BLOCKS_MAX;
 use heeler_core::policy::Policy;
-use heeler_core::shard::{BudgetReport, ShardUsage};
+use heeler_core::shard::{Budget, BudgetReport, ShardUsage};
 
 use crate::windows::{ShardCounts, Spans};
 
@@ -187,6 +188,29 @@ pub enum ToControl {
         /// The data blocks, one after the other.
         bytes: Vec<u8>,
     },
+    /// What a shard has of memory, and what it lacks.
+    Budget {
+        /// The shard.
+        shard: ShardId,
+        /// Its report.
+        report: BudgetReport,
+    },
+    /// Pages that are nobody's now.
+    Pages {
+        /// Who had them.
+        from: Place,
+        /// Their numbers.
+        pages: Vec<PageId>,
+    },
+    /// The answer to [`FromControl::Cover`].
+    Covered,
+    /// The blocks of an answer to a fetch have been copied to their pages.
+    Copied {
+        /// The shard.
+        shard: ShardId,
+        /// Its operation.
+        op: OpId,
+    },
     /// The answer to [`FromControl::Report`].
     Status {
         /// The question's number.
@@ -242,6 +266,34 @@ pub enum FromControl {
     Exports(Arc<[ExportInfo]>),
     /// The replacement policy of every shard from now on.
     Policy(Policy),
+    /// A shard's share of memory from now on.
+    Budget {
+        /// The shard.
+        shard: ShardId,
+        /// Its share.
+        budget: Budget,
+        /// It has less than others: it is to report at once when it lacks pages.
+        hurry: bool,
+    },
+    /// Transit pages with this number or a higher one are to be given back; others come for them.
+    Below(PageId),
+    /// Pages for a shard, or for the core's transit.
+    Pages {
+        /// Whose they are from now on.
+        to: Place,
+        /// Their numbers.
+        pages: Vec<PageId>,
+    },
+    /// The queue is to cover so many pages of the arena and to let go of all others.
+    Cover {
+        /// Pages.
+        pages: u32,
+    },
+    /// So many bytes of batches are no longer held.
+    BatchesEnded {
+        /// Bytes.
+        bytes: usize,
+    },
     /// Drop clean contents of every shard, or with `force` everything.
     Purge {
         /// Dirty blocks too.

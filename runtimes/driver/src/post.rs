@@ -116,6 +116,11 @@ impl Post {
         self.control.send(mail);
     }
 
+    /// As [`Self::send_to_control`], but nobody waits for it.
+    pub(crate) fn tell_control(&mut self, mail: ToControl) {
+        self.control.send_silently(mail);
+    }
+
     /// Messages sent to other cores.
     pub(crate) fn sent(&self) -> u64 {
         self.sent

@@ -2,18 +2,27 @@
 //! shards.
 
 use std::fmt;
+use std::io;
+use std::ops::Range;
 
+use heeler_core::budget::{Rules, Target};
+use heeler_core::buffer::PAGE_TABLE_BYTES;
 use heeler_core::config::ShardConfig;
 use heeler_core::ids::{CoreId, PageId, ShardId};
+use heeler_core::lending::{Lending, Place, Setup};
 use heeler_core::limits::{REQUEST_BLOCKS_MAX, SHARDS_MAX};
+use heeler_core::onode::{META_UNIT_BYTES, ONODE_UNITS};
 use heeler_core::recovery::{Need, Recovered, Recovery, RegionLayout};
 use heeler_core::shard::{Shard, ShardStorage};
 use heeler_core::wire::superblock::{
     REGIONS_PAGE, SUPERBLOCK_PAGES, Superblock, SuperblockError, TABLE_PAGES, VolumeTable,
 };
-use heeler_hw::{AlignedBuf, BlockFile, IoError, PAGE_BYTES, crc32c};
+use heeler_core::wlog::meta_pages;
+use heeler_hw::{AlignedBuf, Arena, BlockFile, IoError, PAGE_BYTES, crc32c};
 
+use crate::connection::CONNECTION_BYTES_MAX;
 use crate::core_loop::HostedShard;
+use crate::front::{CONNECTIONS_MAX, ConnectionBudget};
 
 /// Why a cache device cannot be formatted, opened or written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -238,9 +247,23 @@ fn sync<F: BlockFile>(file: &F) -> Result<(), CacheError> {
 /// Pages for what clients write, for each core, at least: some requests of the longest kind.
 const TRANSIT_MIN: u32 = 8 * REQUEST_BLOCKS_MAX as u32;
 /// Pages for what clients write, for all cores, beyond which more would help nobody (64 MiB).
-const TRANSIT_ENOUGH: u32 = 16384;
+const TRANSIT_ENOUGH: u64 = 16384;
+/// Connections that there is always memory for.
+const CONNECTIONS_MIN: u64 = 8;
+/// Bytes of one connection's session, and of its tasks.
+const SESSION_BYTES: u64 = 64 << 10;
+/// Bytes on their way between the cores and the store: at least, and beyond which more would
+/// help nobody.
+const MOVING_BYTES: (u64, u64) = (16 << 20, 256 << 20);
+/// Bytes that a shard takes whatever it may have: its tasks, records, fills and queues.
+const SHARD_BYTES: u64 = 2 << 20;
+/// Units of metadata of each shard at least.
+const META_UNITS_MIN: u32 = 1024;
+/// How many times its even share at the start a shard may have: its tables have room for that. So
+/// all memory may grow to as many times what it was at the start.
+const GROWTH_MAX: u32 = 4;
 
-/// How the arena is divided among cores and shards.
+/// How memory is divided among cores and shards at the start.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// How shards are built; the region's identity is set for each. The layout and `adopted_max`
@@ -251,31 +274,92 @@ pub struct Plan {
     pub released: bool,
     superblock: Superblock,
     cores: u16,
+    setup: Setup,
+    /// Pages of the arena: at the start, and ever.
+    pages: (u32, u32),
+    memory_max: u64,
+    /// Pages of each shard, beside those of its log.
+    own: Vec<Range<u32>>,
     /// Pages of each core for what its clients write.
-    transit: u32,
-    /// Pages of each shard.
-    per_shard: u32,
+    transit: Vec<Range<u32>>,
+    connections: u64,
+    moving_bytes: u64,
 }
 
 impl Plan {
-    /// Divides an arena of `pages` pages.
+    /// Divides `memory` bytes, which may become `memory_max` later. What comes with the plan goes
+    /// to the control thread.
     ///
     /// # Errors
     ///
-    /// The number of pages that is needed at least.
-    pub fn new(superblock: &Superblock, cores: u16, pages: u32) -> Result<Self, u32> {
-        let mut config = ShardConfig::for_region(layout_of(superblock, 0), crc32c);
-        let (cores_u32, shards) = (u32::from(cores), u32::from(superblock.shards));
-        let shard_min = Shard::pages_min(&config) as u32;
-        let needed = cores_u32 * TRANSIT_MIN + shards * shard_min;
-        if pages < needed {
+    /// The number of bytes that is needed at least.
+    pub fn new(
+        superblock: &Superblock,
+        cores: u16,
+        memory: u64,
+        memory_max: u64,
+    ) -> Result<(Self, Lending), u64> {
+        let config = ShardConfig::for_region(layout_of(superblock, 0), crc32c);
+        let memory_max = memory_max.min(memory.saturating_mul(GROWTH_MAX.into())).max(memory);
+        let shares = Shares { superblock, cores, memory, memory_max };
+        let needed = shares.bytes_min(&config);
+        if memory < needed {
             return Err(needed);
         }
-        let spare = (pages - needed) / 16;
-        let transit = TRANSIT_MIN + spare.min(TRANSIT_ENOUGH) / cores_u32;
-        let per_shard = (pages - cores_u32 * transit) / shards;
-        config.adopted_max = (cores_u32 * transit) as usize;
-        Ok(Self { config, released: false, superblock: *superblock, cores, transit, per_shard })
+        let parts = Parts::new(cores, memory - needed);
+        let adopted_max = parts.transit as usize * usize::from(cores);
+        let config = ShardConfig { adopted_max, ..config };
+        let setup = shares.setup(&config, &parts);
+        let lending = Lending::new(setup, memory)?;
+        let plan = Self {
+            config,
+            released: false,
+            superblock: *superblock,
+            cores,
+            setup,
+            pages: (lending.backed_pages(), shares.pages_max()),
+            memory_max,
+            own: (0..setup.shards).map(|shard| lending.start_of(Place::Shard(shard))).collect(),
+            transit: (0..setup.cores).map(|core| lending.start_of(Place::Core(core))).collect(),
+            connections: parts.connections,
+            moving_bytes: parts.moving_bytes,
+        };
+        Ok((plan, lending))
+    }
+
+    /// The pages of the process, as many as there are at the start backed.
+    ///
+    /// # Errors
+    ///
+    /// The system has not enough memory.
+    pub fn arena(&self) -> io::Result<Arena> {
+        let arena = Arena::reserve(self.pages.1)?;
+        arena.grow(self.pages.0)?;
+        Ok(arena)
+    }
+
+    /// Bytes that memory may be changed to at most.
+    #[must_use]
+    pub fn memory_max(&self) -> u64 {
+        self.memory_max
+    }
+
+    /// Room for connections.
+    #[must_use]
+    pub fn connections(&self) -> ConnectionBudget {
+        ConnectionBudget::new(self.connections as usize)
+    }
+
+    /// Bytes of batches that one core may have on their way to the store.
+    #[must_use]
+    pub fn batch_bytes(&self) -> usize {
+        self.moving_bytes as usize / 2 / usize::from(self.cores)
+    }
+
+    /// Bytes of fetched blocks on their way from the store.
+    #[must_use]
+    pub fn fetch_bytes(&self) -> usize {
+        self.moving_bytes as usize / 2
     }
 
     /// Shards of the whole cache.
@@ -292,19 +376,19 @@ impl Plan {
     /// A core's pages for what its clients write.
     #[must_use]
     pub fn transit_of(&self, core: CoreId) -> Vec<PageId> {
-        let first = u32::from(core.0) * self.transit;
-        (first..first + self.transit).map(PageId).collect()
+        self.transit[usize::from(core.0)].clone().map(PageId).collect()
     }
 
     fn pages_of(&self, shard: ShardId) -> Vec<PageId> {
-        let first = u32::from(self.cores) * self.transit + u32::from(shard.0) * self.per_shard;
-        (first..first + self.per_shard).map(PageId).collect()
+        let shard = usize::from(shard.0);
+        self.setup.fixed_of(shard).chain(self.own[shard].clone()).map(PageId).collect()
     }
 
     /// Memory for the lists of a core's shards.
     #[must_use]
     pub fn storage_of(&self, core: CoreId) -> Vec<ShardStorage> {
-        let storage = |_| ShardStorage::new(&self.config, self.per_shard as usize);
+        let pages = self.setup.rules.most.pages + self.setup.fixed_pages;
+        let storage = |_| ShardStorage::new(&self.config, pages as usize);
         self.shards_of(core).map(storage).collect()
     }
 
@@ -344,6 +428,93 @@ impl Plan {
         }
         Ok(hosted)
     }
+}
+
+/// What is set aside for one purpose or another.
+#[derive(Clone, Copy, Debug)]
+struct Parts {
+    /// Pages of each core.
+    transit: u32,
+    connections: u64,
+    moving_bytes: u64,
+}
+
+impl Parts {
+    /// The least, and parts of so many bytes more.
+    fn new(cores: u16, spare: u64) -> Self {
+        let transit = (spare / 32 / PAGE_BYTES as u64).min(TRANSIT_ENOUGH) / u64::from(cores);
+        let connections = CONNECTIONS_MIN + spare / 8 / connection_bytes();
+        let (least, enough) = MOVING_BYTES;
+        Self {
+            transit: TRANSIT_MIN + transit as u32,
+            connections: connections.min(CONNECTIONS_MAX as u64 * u64::from(cores)),
+            moving_bytes: (least + spare / 16).min(enough),
+        }
+    }
+}
+
+/// What is divided, and among whom.
+#[derive(Clone, Copy, Debug)]
+struct Shares<'a> {
+    superblock: &'a Superblock,
+    cores: u16,
+    memory: u64,
+    memory_max: u64,
+}
+
+impl Shares<'_> {
+    fn pages_max(&self) -> u32 {
+        pages_in(self.memory_max)
+    }
+
+    /// The least memory.
+    fn bytes_min(&self, config: &ShardConfig) -> u64 {
+        let least = Self { memory: 0, ..*self };
+        let needed = least.setup(config, &Parts::new(self.cores, 0)).bytes_min();
+        // And the tables for that much.
+        let each = PAGE_TABLE_BYTES as u64 * u64::from(GROWTH_MAX);
+        needed + needed * each / (PAGE_BYTES as u64 - each) + PAGE_BYTES as u64
+    }
+
+    fn setup(&self, config: &ShardConfig, parts: &Parts) -> Setup {
+        let shards = u32::from(self.superblock.shards);
+        let fixed_pages = meta_pages(self.superblock.segment_pages) as u32;
+        let floor = Target {
+            pages: Shard::pages_min(config) as u32 - fixed_pages,
+            meta_units: META_UNITS_MIN,
+        };
+        let most = Target {
+            pages: (pages_in(self.memory) / shards).saturating_mul(GROWTH_MAX).max(floor.pages),
+            meta_units: config.leaves as u32 + ONODE_UNITS * config.onodes as u32,
+        };
+        let table_pages = u64::from(most.pages) + config.adopted_max as u64;
+        let tables = config.table_bytes() + table_pages * PAGE_TABLE_BYTES as u64;
+        let aside = parts.connections * connection_bytes()
+            + parts.moving_bytes
+            + u64::from(shards) * (SHARD_BYTES + tables);
+        Setup {
+            rules: Rules {
+                page_bytes: PAGE_BYTES as u64,
+                unit_bytes: META_UNIT_BYTES as u64,
+                floor,
+                most,
+            },
+            shards: shards as usize,
+            cores: usize::from(self.cores),
+            fixed_pages,
+            core_pages: parts.transit,
+            chunk_pages: Arena::chunk_pages_of(self.pages_max()),
+            aside_bytes: aside,
+        }
+    }
+}
+
+fn pages_in(bytes: u64) -> u32 {
+    u32::try_from(bytes / PAGE_BYTES as u64).unwrap_or(u32::MAX).clamp(1, u32::MAX - 1)
+}
+
+fn connection_bytes() -> u64 {
+    CONNECTION_BYTES_MAX as u64 + SESSION_BYTES
 }
 
 fn layout_of(superblock: &Superblock, shard: u16) -> RegionLayout {
@@ -485,17 +656,22 @@ mod tests {
     #[test]
     fn every_page_has_one_owner() {
         let superblock = Superblock::layout(CACHE, 5, 1 << 30).unwrap();
-        let needed = Plan::new(&superblock, 2, 0).unwrap_err();
-        assert_eq!(Plan::new(&superblock, 2, needed - 1).unwrap_err(), needed);
-        for pages in [needed, needed + 100_000] {
-            let plan = Plan::new(&superblock, 2, pages).unwrap();
+        let needed = Plan::new(&superblock, 2, 0, 1 << 35).unwrap_err();
+        assert_eq!(Plan::new(&superblock, 2, needed - 1, 1 << 35).unwrap_err(), needed);
+        for memory in [needed, needed + (1 << 20), needed + (400 << 20), 1 << 34] {
+            let (plan, lending) = Plan::new(&superblock, 2, memory, 1 << 35).unwrap();
             let mut all: Vec<PageId> =
                 (0..2).flat_map(|core| plan.transit_of(CoreId(core))).collect();
             assert_eq!(all.len(), plan.config.adopted_max);
             all.extend((0..5).flat_map(|shard| plan.pages_of(ShardId(shard))));
+            all.sort_unstable();
             assert!(all.windows(2).all(|pair| pair[0] < pair[1]), "no page twice");
-            assert!(all.len() <= pages as usize && all.len() + 8 > pages as usize);
-            assert!(all.iter().all(|page| page.0 < pages));
+            assert!(all.iter().all(|page| page.0 < lending.backed_pages()));
+            let usage = lending.usage();
+            assert!(
+                usage.taken_bytes <= memory && usage.taken_bytes > memory / 10 * 9,
+                "{usage:?}"
+            );
         }
     }
 }

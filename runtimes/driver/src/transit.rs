@@ -1,5 +1,6 @@
 //! The pages that carry what clients write from a core's connections to the shards. A write hands
-//! its pages over and gets as many back with its reply, so the pool never changes its size.
+//! its pages over and gets as many back with its reply, so the pool never changes its size. Pages
+//! whose memory is to be given back are exchanged for others when they are free.
 
 use heeler_core::event::Request;
 use heeler_core::ids::{BLOCK_BYTES, BlockRef, PageId};
@@ -9,6 +10,10 @@ use heeler_hw::{Arena, crc32c};
 pub(crate) struct Transit {
     free: Vec<PageId>,
     total: usize,
+    /// Pages from here on are not to be used any more.
+    below: PageId,
+    /// Such pages, to be given back.
+    back: Vec<PageId>,
 }
 
 /// Pages that a write covers.
@@ -18,17 +23,34 @@ pub(crate) fn pages_of(request: &Request) -> usize {
 
 impl Transit {
     pub(crate) fn new(pages: Vec<PageId>) -> Self {
-        Self { total: pages.len(), free: pages }
+        Self { total: pages.len(), free: pages, below: PageId::NONE, back: Vec::new() }
     }
 
     pub(crate) fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// Takes back a page.
+    /// Takes a page: one that comes back, or one that replaces one given back.
     pub(crate) fn give(&mut self, page: PageId) {
         assert!(page.is_some() && self.free.len() < self.total, "as many come back as went");
-        self.free.push(page);
+        if page < self.below {
+            self.free.push(page);
+        } else {
+            self.back.push(page);
+        }
+    }
+
+    /// Pages from `below` on are to be given back.
+    pub(crate) fn set_below(&mut self, below: PageId) {
+        self.below = below;
+        let (back, free) = self.free.drain(..).partition(|page| *page >= below);
+        self.free = free;
+        self.back.extend::<Vec<PageId>>(back);
+    }
+
+    /// Pages that are nobody's now.
+    pub(crate) fn take_back(&mut self) -> Vec<PageId> {
+        std::mem::take(&mut self.back)
     }
 
     /// Puts the bytes of a write (zeroes for `None`) into pages, at their places in the blocks, and
@@ -106,6 +128,22 @@ mod tests {
         }
         blocks.iter().for_each(|block| transit.give(block.page));
         assert_eq!(transit.free(), 4);
+    }
+
+    #[test]
+    fn pages_that_lose_their_memory_are_exchanged() {
+        let arena = Arena::new(8).unwrap();
+        let mut transit = Transit::new((0..4).map(PageId).collect());
+        let mut blocks = Vec::new();
+        transit.load(&arena, &write(0, 4096), Some(&[1; 4096]), &mut blocks);
+        assert_eq!(blocks[0].page, PageId(3));
+        transit.set_below(PageId(2));
+        assert_eq!((transit.take_back(), transit.free()), (vec![PageId(2)], 2));
+        transit.give(blocks[0].page);
+        assert_eq!((transit.take_back(), transit.free()), (vec![PageId(3)], 2));
+        transit.set_below(PageId(8));
+        [PageId(6), PageId(7)].into_iter().for_each(|page| transit.give(page));
+        assert_eq!((transit.take_back(), transit.free()), (vec![], 4));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod rig;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use heeler_core::counters::{Counts, Scrubbed, Traffic};
 use heeler_core::event::ToKeeper;
@@ -84,7 +85,18 @@ fn flushed_writes_survive_a_power_cut() {
 /// Requests of several clients that do not overlap while they are under way, against a model.
 #[test]
 fn random_requests_agree_with_a_model() {
-    for seed in 0..6 {
+    random_requests(0..6, false);
+}
+
+/// Shards and cores give pages back and get others all the time. In builds with debug assertions
+/// the arena sees who uses a page that has no memory, or that another uses.
+#[test]
+fn nobody_notices_that_the_memory_changes_its_size() {
+    random_requests(10..16, true);
+}
+
+fn random_requests(seeds: Range<u64>, resize: bool) {
+    for seed in seeds {
         let cores = 1 + (seed % 3) as u16;
         let mut rig = Rig::new(new_disk(seed), cores, seed);
         for client in 0..3 {
@@ -100,7 +112,13 @@ fn random_requests_agree_with_a_model() {
             rig.store.insert(place, bytes);
         }
         let mut busy: BTreeMap<(usize, u64), (usize, usize)> = BTreeMap::new();
-        for _ in 0..600 {
+        let mut sizes = Vec::new();
+        for round in 0..600 {
+            if resize && round % 40 == 0 {
+                sizes.push(rig.lending.usage().arena_bytes);
+                let more = rig.rng.below(2) * rig.rng.below(96 << 20);
+                rig.resize(rig.lending.bytes_min() + more);
+            }
             let client = rig.rng.index(3);
             let most = if rig.rng.chance(1, 8) { 400_000 } else { 20_000 };
             let len = 1 + rig.rng.index(most);
@@ -119,7 +137,19 @@ fn random_requests_agree_with_a_model() {
         take_done(&mut rig, &model, &mut busy);
         assert!(busy.is_empty(), "seed {seed}: answers are missing: {busy:?}");
         assert!(rig.heard.fetches > 0);
+        assert!(!resize || sizes.iter().max() > sizes.iter().min(), "the size changed");
         rig.check(TRANSIT);
+        if resize {
+            rig.resize(rig.lending.bytes_min());
+            for _ in 0..20_000 {
+                if !rig.lending.is_settled() {
+                    rig.step();
+                }
+            }
+            let usage = rig.lending.usage();
+            assert!(rig.lending.is_settled() && usage.taken_bytes <= usage.total_bytes);
+            rig.check(TRANSIT);
+        }
     }
 }
 

@@ -96,6 +96,8 @@ fn build(
         hosted: plan.start_shards(core, file, storage)?,
         arena: arena.clone(),
         transit: plan.transit_of(core),
+        connections: plan.connections(),
+        batch_bytes: plan.batch_bytes(),
         queue: UringQueue::new(file, arena, 64).unwrap(),
     }))
 }
@@ -171,9 +173,9 @@ fn clients_on_unix_and_tcp_sockets_are_served_by_two_cores() {
     let bytes = Superblock::bytes_min(SHARDS) + (128 << 20);
     let file = BackingFile::create(&scratch.0.join("cache"), bytes, &mut |_, _| ()).unwrap();
     let device = CacheDevice::format(file, [3; 16], SHARDS).unwrap();
-    let pages = Plan::new(device.superblock(), CORES, 0).unwrap_err() + 10_000;
-    let plan = Plan::new(device.superblock(), CORES, pages).unwrap();
-    let arena = Arena::new(pages).unwrap();
+    let memory = Plan::new(device.superblock(), CORES, 0, 0).unwrap_err() + (40 << 20);
+    let (plan, _lending) = Plan::new(device.superblock(), CORES, memory, memory).unwrap();
+    let arena = plan.arena().unwrap();
     let socket = scratch.0.join("nbd.sock");
     let unix = Listener::Unix(UnixListener::bind(&socket).unwrap());
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();

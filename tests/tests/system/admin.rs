@@ -13,6 +13,7 @@ fn usage_errors_end_with_2_and_failures_with_1() {
     for args in [
         &["fly"][..],
         &["serve", "--memory", "lots"],
+        &["serve", "--memory", "4K"],
         &["serve", "--listen", "10809"],
         &["volume", "create", "disk0"],
         &["volume", "create", "disk0", "--size", "-1"],
@@ -28,7 +29,6 @@ fn usage_errors_end_with_2_and_failures_with_1() {
         &["volume", "delete", "nobody"],
         &["volume", "create", "disk0", "--size", "1000"],
         &["volume", "create", "disk/0", "--size", VOLUME],
-        &["serve", "--memory", "4K"],
         &["serve", "--cores", "4095"],
         &["serve", "--store", "gopher://x"],
         &["serve", "--config", "/nonexistent.toml"],
@@ -198,8 +198,8 @@ fn the_defaults_serve_a_disk() {
     let scratch = Scratch::new();
     let site = Site::new(&scratch);
     let settings = scratch.text("settings.toml");
-    fs::write(&settings, "memory = '64M'\ncache-size = '256M'\nshards = 2\n").expect("settings");
-    let server = site.spawn(&["--config", &settings, "--memory", "32M"]);
+    fs::write(&settings, "memory = '192M'\ncache-size = '256M'\nshards = 2\n").expect("settings");
+    let server = site.spawn(&["--config", &settings, "--memory", "160M"]);
     server.wait_for("disk0");
     assert_eq!(run("nbdinfo", &["--size", &server.uri("disk0")]).trim(), (16u64 << 30).to_string());
     let log = server.log();

@@ -14,14 +14,14 @@ use serde_json::Value;
 
 /// Longest time that any command or start may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The volume of most tests: 8 times [`CACHE`] and 64 times [`MEMORY`].
+/// The volume of most tests: 8 times [`CACHE`] and [`MEMORY`].
 pub(crate) const VOLUME: &str = "1G";
 /// Bytes of [`VOLUME`].
 pub(crate) const VOLUME_BYTES: u64 = 1 << 30;
 /// The cache file.
 pub(crate) const CACHE: &str = "128M";
-/// RAM for data.
-pub(crate) const MEMORY: &str = "16M";
+/// Memory: not much more than two cores need at least.
+pub(crate) const MEMORY: &str = "128M";
 
 /// A directory for one test; removed when the test succeeds.
 pub(crate) struct Scratch {
@@ -342,6 +342,11 @@ pub(crate) struct Server<'a> {
 }
 
 impl Server<'_> {
+    /// The number of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// The site it serves.
     pub(crate) fn site(&self) -> &Site {
         self.site

@@ -6,8 +6,9 @@ use heeler_core::event::{ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, ShardId};
 use heeler_core::policy::Policy;
 use heeler_core::wire::superblock::Superblock;
-use heeler_driver::control::Setup;
+use heeler_driver::control::{Memory, Setup};
 use heeler_driver::mail::{FromControl, ToControl, VolumeShare};
+use heeler_driver::start::Plan;
 use heeler_driver::windows::Spans;
 use heeler_driver::wires::{CoreWires, wire};
 use heeler_hw::BackingFile;
@@ -15,6 +16,10 @@ use heeler_store::{Place, StoreConfig};
 use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
+use crate::size;
+
+/// Memory that the process may have.
+const LIMIT: u64 = 1 << 30;
 
 /// A core that has one shard, which is dirty until it is pushed or purged by force.
 struct Core {
@@ -33,6 +38,7 @@ impl Core {
                         self.dirty = 0;
                         None
                     }
+                    FromControl::Cover { .. } => Some(ToControl::Covered),
                     FromControl::Drain => Some(ToControl::Drained(CoreId(0))),
                     FromControl::Stop => return,
                     _ => None,
@@ -101,6 +107,8 @@ fn with_server(name: &str, dirty: u64, client: impl AsyncFnOnce(&mut Client)) {
     let device = CacheDevice::format(SharedFile(Arc::new(file)), [3; 16], 1).expect("formats");
     let (mut cores, wires) = wire(1, true).expect("wires");
     let core = Core { wires: cores.remove(0), dirty };
+    let needed = Plan::new(device.superblock(), 1, 0, LIMIT).expect_err("too little");
+    let (plan, lending) = Plan::new(device.superblock(), 1, needed, LIMIT).expect("enough");
     let start = std::time::Instant::now();
     let mut count = 0;
     let setup = Setup {
@@ -114,6 +122,7 @@ fn with_server(name: &str, dirty: u64, client: impl AsyncFnOnce(&mut Client)) {
         }),
         table: device.table().clone(),
         logged: BTreeMap::new(),
+        memory: Memory { lending, arena: plan.arena().expect("memory"), fetch_bytes: 1 << 20 },
         cores: wires.links,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -128,6 +137,7 @@ fn with_server(name: &str, dirty: u64, client: impl AsyncFnOnce(&mut Client)) {
             device_bytes: 1,
             shards: 1,
             cpus: vec![0],
+            memory_limit_bytes: LIMIT,
             listen: vec![],
         };
         let server = Server::new(control, store, wake, facts, start, Box::new(|_| {}));
@@ -295,5 +305,23 @@ fn nonsense_is_answered_and_the_connection_goes_on() {
             assert!(matches!(&answer, Answer::Failed(text) if text.contains("not a request")));
         }
         assert_eq!(client.ask::<String>(&Request::Store).await, "memory://");
+    });
+}
+
+#[test]
+fn memory_is_resized_within_what_there_is() {
+    with_server("resize", 0, async |client| {
+        let resize = |bytes: u64| Request::CacheResize { memory: size::Memory::Bytes(Size(bytes)) };
+        let refused = client.refused(&resize(LIMIT + 1)).await;
+        assert!(refused.contains("1 GiB"), "{refused}");
+        let refused = client.refused(&resize(1 << 20)).await;
+        assert!(refused.contains("too little") && refused.contains("needs"), "{refused}");
+        let resized: Resized = client.ask(&resize(256 << 20)).await;
+        assert!(resized.old_bytes < resized.new_bytes && resized.new_bytes == 256 << 20);
+        let status: Status = client.ask(&Request::Status).await;
+        let memory = status.cache.server_memory;
+        assert_eq!(memory.target_bytes, 256 << 20);
+        assert!(memory.taken_bytes <= memory.target_bytes);
+        assert!(memory.taken_bytes > memory.target_bytes * 3 / 4, "{memory:?}");
     });
 }

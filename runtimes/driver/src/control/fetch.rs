@@ -1,6 +1,7 @@
-//! Fetches: the reads of packs that a keeper planned, verified block by block.
+//! Fetches: the reads of packs that a keeper planned, verified block by block. What they may take
+//! of memory is bounded: from when it is asked for until a core has copied it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 use heeler_core::ids::{BLOCK_BYTES, OpId, ShardId};
@@ -42,27 +43,60 @@ struct Fetch {
 }
 
 /// The fetches under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Fetches {
     fetches: BTreeMap<u64, Fetch>,
     next: u64,
+    /// Bytes of each fetch that has begun and whose blocks have not been copied, and of all.
+    held: HashMap<(ShardId, OpId), usize>,
+    held_bytes: usize,
+    bytes_max: usize,
+    /// Fetches that wait until there is room.
+    queued: VecDeque<((ShardId, OpId), Vec<PackRead>)>,
     /// Reads that failed, by the time they are due.
     waiting: Vec<(Instant, Read)>,
 }
 
 impl Fetches {
-    /// Begins a fetch of at least one read; each must be sent to the store.
-    pub(super) fn begin(
-        &mut self,
-        now: Instant,
-        (shard, op): (ShardId, OpId),
-        reads: Vec<PackRead>,
-    ) -> Vec<Read> {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self {
+            fetches: BTreeMap::new(),
+            next: 0,
+            held: HashMap::new(),
+            held_bytes: 0,
+            bytes_max,
+            queued: VecDeque::new(),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Takes a fetch of at least one read; [`poll_begun`](Self::poll_begun) begins it.
+    pub(super) fn add(&mut self, whose: (ShardId, OpId), reads: Vec<PackRead>) {
+        self.queued.push_back((whose, reads));
+    }
+
+    /// The reads of the next fetch for which there is room; each must be sent to the store. One
+    /// fetch always has room.
+    pub(super) fn poll_begun(&mut self, now: Instant) -> Option<Vec<Read>> {
+        let (_, reads) = self.queued.front()?;
+        let bytes: usize = reads.iter().map(|read| read.len as usize).sum();
+        if self.held_bytes > 0 && self.held_bytes + bytes > self.bytes_max {
+            return None;
+        }
+        let ((shard, op), reads) = self.queued.pop_front().expect("just seen");
+        self.held.insert((shard, op), bytes);
+        self.held_bytes += bytes;
         let fetch = self.next;
         self.next += 1;
         let answer = Answer { shard, op, pieces: Some(Vec::new()) };
         self.fetches.insert(fetch, Fetch { answer, left: reads.len() });
-        reads.into_iter().map(|plan| Read { fetch, plan, since: now, wrong: 0 }).collect()
+        Some(reads.into_iter().map(|plan| Read { fetch, plan, since: now, wrong: 0 }).collect())
+    }
+
+    /// A core has copied the blocks of an answer.
+    pub(super) fn handle_copied(&mut self, whose: (ShardId, OpId)) {
+        // Answers without blocks are not counted.
+        self.held_bytes -= self.held.remove(&whose).unwrap_or(0);
     }
 
     /// The store's answer to a read. `Some` if that was the last one of its fetch.

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use heeler_core::event::ToShard;
-use heeler_core::ids::{OpId, ShardId};
+use heeler_core::ids::{OpId, PageId, ShardId};
+use heeler_core::lending::Place;
+use heeler_core::shard::Budget;
 
 use crate::mail::{ExportInfo, FetchedPiece, FromControl, ToControl};
 use crate::wires::ControlLink;
@@ -86,6 +88,19 @@ impl Links {
         self.send_to_core(self.core_of(shard), FromControl::Queried { shard, op, data });
     }
 
+    pub(super) fn budget(&mut self, shard: usize, budget: Budget, hurry: bool) {
+        let shard = ShardId(shard as u16);
+        self.send_to_core(self.core_of(shard), FromControl::Budget { shard, budget, hurry });
+    }
+
+    pub(super) fn pages(&mut self, to: Place, pages: Vec<PageId>) {
+        let core = match to {
+            Place::Shard(shard) => self.core_of(ShardId(shard as u16)),
+            Place::Core(core) => core,
+        };
+        self.send_to_core(core, FromControl::Pages { to, pages });
+    }
+
     pub(super) fn exports(&mut self, exports: &Arc<[ExportInfo]>) {
         self.send_to_all(|| FromControl::Exports(exports.clone()));
     }
@@ -109,7 +124,7 @@ impl Links {
         self.is_drained()
     }
 
-    fn core_of(&self, shard: ShardId) -> usize {
+    pub(super) fn core_of(&self, shard: ShardId) -> usize {
         usize::from(shard.0) % self.links.len()
     }
 }

@@ -7,9 +7,10 @@ use heeler_core::time::Duration;
 use heeler_core::wire::head::Head;
 use heeler_core::wire::log::{Entry, FooterEntry};
 use heeler_core::wire::names;
-use heeler_core::wire::superblock::VolumeRow;
+use heeler_core::wire::superblock::{Superblock, VolumeRow};
 
 use super::*;
+use crate::start::Plan;
 use crate::wires::{CoreWires, wire};
 
 const UUID: Uuid = Uuid([7; 16]);
@@ -142,11 +143,21 @@ fn boot(
         random: Box::new(random),
         table: table.borrow().0.clone(),
         logged,
+        memory: memory(),
         cores: wires.links,
     };
     let io = MemoryStore(store.clone(), VecDeque::new());
     let control = Control::new(setup, io, MemoryTable(table.clone()));
     Rig { control, store, table, cores, now: Instant(0) }
+}
+
+/// The memory of a cache as small as can be.
+fn memory() -> Memory {
+    let superblock = Superblock::layout([1; 16], SHARDS, Superblock::bytes_min(SHARDS)).unwrap();
+    let needed = Plan::new(&superblock, CORES as u16, 0, 1 << 30).unwrap_err();
+    let (plan, lending) = Plan::new(&superblock, CORES as u16, needed, 1 << 30).unwrap();
+    let arena = plan.arena().unwrap();
+    Memory { lending, arena, fetch_bytes: plan.fetch_bytes() }
 }
 
 impl Rig {

@@ -1,11 +1,13 @@
 //! Cores that are stepped by hand on a simulated disk, with a script in the place of the control
 //! thread and clients that speak raw NBD.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use heeler_core::event::{PushRun, ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, ShardId, VolumeId};
+use heeler_core::lending::{Lending, Output, Place};
+use heeler_core::shard::Budget;
 use heeler_core::time::{Duration, Instant};
 use heeler_core::wire::superblock::Superblock;
 use heeler_driver::mail::{CoreStatus, ExportInfo, FetchedPiece, FromControl, ToControl};
@@ -22,6 +24,8 @@ pub(crate) const OBJECT_SHIFT: u8 = 18;
 pub(crate) const SHARDS: u16 = 4;
 pub(crate) const COMMITTED: Epoch = Epoch::first_of_term(1);
 pub(crate) const OPEN: Epoch = COMMITTED.next();
+/// What memory may become.
+const MEMORY_MAX: u64 = 256 << 20;
 /// Steps after which something that should come to rest is taken to hang.
 const STEPS_MAX: usize = 200_000;
 
@@ -61,6 +65,11 @@ pub(crate) struct Rig {
     cycle: Option<u16>,
     /// Fetches wait here for a random time.
     fetches: Vec<(usize, FromControl)>,
+    /// Divides the memory.
+    pub(crate) lending: Lending,
+    arena: Arena,
+    /// Mail that finds no room.
+    mail: Vec<VecDeque<FromControl>>,
 }
 
 pub(crate) fn new_disk(seed: u64) -> SimDisk {
@@ -74,9 +83,9 @@ impl Rig {
     pub(crate) fn new(disk: SimDisk, cores: u16, seed: u64) -> Self {
         let device = CacheDevice::open(disk.clone()).unwrap();
         let superblock = *device.superblock();
-        let pages = Plan::new(&superblock, cores, 0).unwrap_err();
-        let plan = Plan::new(&superblock, cores, pages).unwrap();
-        let arena = Arena::new(pages).unwrap();
+        let needed = Plan::new(&superblock, cores, 0, MEMORY_MAX).unwrap_err();
+        let (plan, lending) = Plan::new(&superblock, cores, needed, MEMORY_MAX).unwrap();
+        let arena = plan.arena().unwrap();
         let (wires, control) = wire(usize::from(cores), false).unwrap();
         let build = |wires: heeler_driver::wires::CoreWires| {
             let core = wires.core;
@@ -87,6 +96,8 @@ impl Rig {
                 hosted: plan.start_shards(core, device.file(), storage).unwrap(),
                 arena: arena.clone(),
                 transit: plan.transit_of(core),
+                connections: plan.connections(),
+                batch_bytes: plan.batch_bytes(),
                 queue: disk.queue(&arena, 16),
             })
         };
@@ -103,7 +114,11 @@ impl Rig {
             open: OPEN,
             cycle: None,
             fetches: Vec::new(),
+            lending,
+            arena: arena.clone(),
+            mail: (0..cores).map(|_| VecDeque::new()).collect(),
         };
+        rig.divide();
         let blocks = VOLUME_BYTES / 4096;
         rig.tell_shards(ToShard::Attach {
             volume: VOLUME,
@@ -118,7 +133,18 @@ impl Rig {
     }
 
     pub(crate) fn tell(&mut self, core: usize, mail: FromControl) {
-        self.control.links[core].to_core.0.push(mail).unwrap();
+        self.mail[core].push_back(mail);
+        self.post(core);
+    }
+
+    /// Puts what waits into the core's mailbox, as far as there is room.
+    fn post(&mut self, core: usize) {
+        let sender = &mut self.control.links[core].to_core.0;
+        while sender.free() > 0
+            && let Some(mail) = self.mail[core].pop_front()
+        {
+            sender.push(mail).unwrap();
+        }
     }
 
     pub(crate) fn tell_shards(&mut self, mail: ToShard) {
@@ -265,10 +291,16 @@ impl Rig {
     fn control_step(&mut self) -> bool {
         let mut active = false;
         for core in 0..self.cores.len() {
+            active |= !self.mail[core].is_empty();
+            self.post(core);
             while let Ok(mail) = self.control.links[core].from_core.pop() {
                 active = true;
                 self.hear(core, mail);
             }
+        }
+        if self.lending.is_vacating() && self.rng.chance(1, 20) {
+            self.lending.remind();
+            self.divide();
         }
         if !self.fetches.is_empty() && self.rng.chance(1, 2) {
             let at = self.rng.index(self.fetches.len());
@@ -304,9 +336,61 @@ impl Rig {
                 self.heard.batches.push(batch);
                 let mail = ToShard::BatchDone { volume: VOLUME };
                 self.tell(core, FromControl::Shard { shard, mail });
+                let bytes = self.heard.batches.last().map_or(0, |batch| batch.bytes.len());
+                self.tell(core, FromControl::BatchesEnded { bytes });
             }
+            ToControl::Budget { shard, report } => {
+                self.lending.handle_report(self.now, shard.0.into(), report);
+                self.lending.round(self.now);
+                self.divide();
+            }
+            ToControl::Pages { from, pages } => {
+                self.lending.handle_pages(from, &pages);
+                self.divide();
+            }
+            ToControl::Covered => {
+                self.lending.handle_covered();
+                self.divide();
+            }
+            ToControl::Copied { .. } => {}
             ToControl::Status { status, .. } => self.heard.statuses.push(status),
             ToControl::Drained(core) => self.heard.drained.push(core),
+        }
+    }
+
+    /// Changes what memory may be.
+    pub(crate) fn resize(&mut self, bytes: u64) {
+        self.lending.resize(self.now, bytes).unwrap();
+        self.divide();
+    }
+
+    /// Carries out how memory is divided.
+    pub(crate) fn divide(&mut self) {
+        let cores = self.cores.len();
+        while let Some(output) = self.lending.poll_output() {
+            match output {
+                Output::Budget { shard, target, below, hurry } => {
+                    let budget =
+                        Budget { pages: target.pages, meta_units: target.meta_units, below };
+                    let mail = FromControl::Budget { shard: ShardId(shard as u16), budget, hurry };
+                    self.tell(shard % cores, mail);
+                }
+                Output::Below(page) => {
+                    (0..cores).for_each(|core| self.tell(core, FromControl::Below(page)));
+                }
+                Output::Pages { to, pages } => {
+                    let (Place::Shard(place) | Place::Core(place)) = to;
+                    self.tell(place % cores, FromControl::Pages { to, pages });
+                }
+                Output::Cover { pages } => {
+                    (0..cores).for_each(|core| self.tell(core, FromControl::Cover { pages }));
+                }
+                Output::Grow { pages } => {
+                    self.arena.grow(pages).unwrap();
+                    self.lending.handle_grown(self.now, true);
+                }
+                Output::Shrink { pages } => self.arena.shrink(pages).unwrap(),
+            }
         }
     }
 
