@@ -2,9 +2,9 @@
 //!
 //! All shards report what they have by age ([`BudgetReport`]). Memory is handed out by age window,
 //! youngest first; within a window metadata comes first, then data, and if there is not enough for
-//! a class, the shards that want least get all that they want. What a shard lost although it was young
-//! (*pressure*) counts as if it still had it. A report ages while no other follows, since a shard
-//! that does nothing reports nothing. So memory moves from what nobody touched for long to
+//! a class, the shards that want least get all that they want. What a shard lost although it was
+//! young (*pressure*) counts as if it still had it. A report ages while no other follows, since a
+//! shard that does nothing reports nothing. So memory moves from what nobody touched for long to
 //! who lacks it: an idle shard lends, and gets back as soon as it is under pressure itself.
 //!
 //! It settles: nothing moves unless somebody lacks something, nobody gets a little more, and one

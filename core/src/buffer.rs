@@ -166,8 +166,8 @@ pub struct Counters {
     pub promotions: u64,
 }
 
-/// What a hit and the choice of a victim need of a buffer: eight bytes, apart from the rest, so that
-/// those of a whole shard stay in the processor's caches.
+/// What a hit and the choice of a victim need of a buffer: eight bytes, apart from the rest, so
+/// that those of a whole shard stay in the processor's caches.
 #[derive(Clone, Copy, Debug)]
 struct Life {
     state: State,

@@ -2,8 +2,8 @@
 //!
 //! # Reserved and backed
 //!
-//! The mapping reserves addresses for as many pages as there may ever be. Memory is in *chunks*, and
-//! the first [`Arena::backed`] pages have it: only they may be used. [`Arena::grow`] backs more
+//! The mapping reserves addresses for as many pages as there may ever be. Memory is in *chunks*,
+//! and the first [`Arena::backed`] pages have it: only they may be used. [`Arena::grow`] backs more
 //! chunks, [`Arena::shrink`] gives the memory of the last ones back to the system. Before that
 //! their pages must be in nobody's hands, and every queue must have let go of them
 //! ([`BlockQueue::cover`](crate::BlockQueue::cover)).
@@ -399,8 +399,8 @@ impl fmt::Debug for Arena {
 impl Drop for Mapping {
     fn drop(&mut self) {
         let (whole, bytes) = self.whole;
-        // SAFETY: the range was mapped by `Arena::reserve`; this is the last handle, and queues hold
-        // one for as long as the kernel may use their pages.
+        // SAFETY: the range was mapped by `Arena::reserve`; this is the last handle, and queues
+        // hold one for as long as the kernel may use their pages.
         unsafe { libc::munmap(whole.as_ptr().cast(), bytes) };
     }
 }

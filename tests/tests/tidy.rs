@@ -20,6 +20,7 @@ const UNSAFE: &[&str] = &[
     "hw/tests/conformance.rs",
     "runtimes/monoio/src/core.rs",
     "tests/benches/core/src/allocator.rs",
+    "tests/tests/loom_lending.rs",
     "tests/tests/loom_mailbox.rs",
     "tests/tests/no_alloc.rs",
 ];

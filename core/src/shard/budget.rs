@@ -108,8 +108,8 @@ impl Shard<'_> {
         }
     }
 
-    /// The memory behind the ends of the tables of metadata. It may be given back to the system: what
-    /// it holds means nothing.
+    /// The memory behind the ends of the tables of metadata. It may be given back to the system:
+    /// what it holds means nothing.
     pub fn spare_meta(&mut self) -> Spare<'_> {
         self.onodes.spare()
     }
