@@ -308,9 +308,6 @@ impl<'a> Buffers<'a> {
 
     /// Switches the policy; no buffer is dropped for it.
     pub fn set_policy(&mut self, policy: Policy) {
-        if policy == Policy::Reuse && self.policy != policy {
-            self.reuse = Reuse::new(self.capacity);
-        }
         self.policy = policy;
         self.ghosts_max = policy.ghosts_max(self.capacity);
     }
