@@ -8,7 +8,7 @@
 use heeler_core::budget::{Rules, Target};
 use heeler_core::ids::{BLOCK_BYTES, PageId};
 use heeler_core::lending::{Lending, Output, Place, Setup};
-use heeler_core::mailbox::{Doorbell, Parker, Receiver, Sender, doorbell, mailbox};
+use heeler_core::mailbox::{Receiver, Sender, mailbox};
 use heeler_core::time::Instant;
 use loom::cell::UnsafeCell;
 use loom::sync::{Arc, Condvar, Mutex};
@@ -18,55 +18,27 @@ const PAGES: usize = 4;
 const CORES: usize = 2;
 const PAGE: u64 = BLOCK_BYTES as u64;
 
-/// An eventfd: a write makes the present or the next read return.
+/// Wakes one thread for mail. Every message rings: when a bell may stay silent is a model of its
+/// own.
 #[derive(Default)]
-struct EventFd {
-    written: Mutex<bool>,
+struct Bell {
+    rung: Mutex<bool>,
     changed: Condvar,
 }
 
-impl EventFd {
-    fn write(&self) {
-        *self.written.lock().unwrap() = true;
+impl Bell {
+    fn ring(&self) {
+        *self.rung.lock().unwrap() = true;
         self.changed.notify_one();
     }
 
-    fn read(&self) {
-        let mut written = self.written.lock().unwrap();
-        while !*written {
-            written = self.changed.wait(written).unwrap();
+    /// Until the next ring, or the last if it was not waited for.
+    fn wait(&self) {
+        let mut rung = self.rung.lock().unwrap();
+        while !*rung {
+            rung = self.changed.wait(rung).unwrap();
         }
-        *written = false;
-    }
-}
-
-/// Wakes a thread for mail.
-#[derive(Clone)]
-struct Bell(Doorbell, Arc<EventFd>);
-
-impl Bell {
-    fn new() -> (Self, Sleeper) {
-        let (bell, parker) = doorbell();
-        let eventfd = Arc::new(EventFd::default());
-        (Self(bell, eventfd.clone()), Sleeper(parker, eventfd))
-    }
-
-    fn ring(&self) {
-        if self.0.must_ring() {
-            self.1.write();
-        }
-    }
-}
-
-/// The thread that a bell wakes.
-struct Sleeper(Parker, Arc<EventFd>);
-
-impl Sleeper {
-    fn sleep_unless(&mut self, has_news: impl FnOnce() -> bool) {
-        if self.0.prepare_park(has_news) {
-            self.1.read();
-            self.0.awake();
-        }
+        *rung = false;
     }
 }
 
@@ -140,8 +112,8 @@ struct Core {
     memory: Arc<Memory>,
     pages: Vec<PageId>,
     inbox: Receiver<ToCore>,
-    control: (Sender<ToControl>, Bell),
-    sleeper: Sleeper,
+    control: (Sender<ToControl>, Arc<Bell>),
+    bell: Arc<Bell>,
     bug: Bug,
 }
 
@@ -159,7 +131,7 @@ impl Core {
                     self.send(ToControl::Covered);
                 }
                 Ok(ToCore::Stop) => return self.pages,
-                Err(_) => self.sleeper.sleep_unless(|| self.inbox.has_news()),
+                Err(_) => self.bell.wait(),
             }
         }
     }
@@ -192,9 +164,9 @@ impl Core {
 struct Control {
     lending: Lending,
     memory: Arc<Memory>,
-    cores: Vec<(Sender<ToCore>, Bell)>,
+    cores: Vec<(Sender<ToCore>, Arc<Bell>)>,
     inboxes: Vec<Receiver<ToControl>>,
-    sleeper: Sleeper,
+    bell: Arc<Bell>,
     bug: Bug,
 }
 
@@ -257,7 +229,7 @@ impl Control {
                 self.carry_out();
             }
             if !news && !self.lending.is_settled() {
-                self.sleeper.sleep_unless(|| self.inboxes.iter().any(Receiver::has_news));
+                self.bell.wait();
             }
         }
     }
@@ -285,20 +257,21 @@ fn model(bug: Bug, and_up: bool) {
     assert_eq!(lending.backed_pages(), PAGES as u32);
     let memory = Arc::new(Memory::new());
     let (mut threads, mut cores, mut inboxes) = (Vec::new(), Vec::new(), Vec::new());
-    let (control_bell, sleeper) = Bell::new();
+    let control_bell = Arc::new(Bell::default());
     for number in 0..CORES {
         let (to_core, inbox) = mailbox(8);
         let (to_control, from_core) = mailbox(4);
         let pages: Vec<PageId> = lending.start_of(Place::Shard(number)).map(PageId).collect();
         assert_eq!(pages.len(), 2);
-        let (bell, sleeper) = Bell::new();
+        let bell = Arc::new(Bell::default());
         let (memory, control) = (memory.clone(), (to_control, control_bell.clone()));
-        let core = Core { number, memory, pages, inbox, control, sleeper, bug };
+        let ours = bell.clone();
+        let core = Core { number, memory, pages, inbox, control, bell: ours, bug };
         threads.push(thread::spawn(move || core.run()));
         cores.push((to_core, bell));
         inboxes.push(from_core);
     }
-    let mut control = Control { lending, memory, cores, inboxes, sleeper, bug };
+    let mut control = Control { lending, memory, cores, inboxes, bell: control_bell, bug };
     control.resize(3 * PAGE);
     if and_up {
         control.resize(5 * PAGE);
@@ -321,26 +294,33 @@ fn model(bug: Bug, and_up: bool) {
     assert_eq!(all.len() as u64 + pooled, backed.into(), "{all:?} and {pooled} in the pool");
 }
 
+/// With two preemptions: these models are long.
+fn check(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(model);
+}
+
 #[test]
 fn a_page_that_loses_its_memory_is_in_nobodys_hands() {
-    loom::model(|| model(Bug::None, false));
+    check(|| model(Bug::None, false));
 }
 
 #[test]
 fn a_page_that_comes_back_is_in_one_place() {
-    loom::model(|| model(Bug::None, true));
+    check(|| model(Bug::None, true));
 }
 
 /// The model sees what it is for.
 #[test]
 #[should_panic]
 fn it_is_seen_if_a_core_is_not_awaited() {
-    loom::model(|| model(Bug::NoAnswerAwaited, false));
+    check(|| model(Bug::NoAnswerAwaited, false));
 }
 
 /// The model sees what it is for.
 #[test]
 #[should_panic]
 fn it_is_seen_if_a_page_is_used_after_it_was_given_back() {
-    loom::model(|| model(Bug::UsedAfterwards, false));
+    check(|| model(Bug::UsedAfterwards, false));
 }
