@@ -199,12 +199,14 @@ impl Slot {
     const FREE: Self = Self { page: PageId::NONE, block: BlockAddr(0), pins: 0, detached: false };
 }
 
-/// Bytes of tables for one page of a shard: its slot, link, place on the stack of free pages and
-/// mark, and the same for the ghosts that any policy keeps for it.
+/// Bytes of tables for one page of a shard: its buffer in four arrays, a mark that the shard keeps
+/// for it, and the ghosts that any policy has for it.
 pub const PAGE_TABLE_BYTES: usize = {
-    let slot = size_of::<Slot>() + size_of::<Link>() + size_of::<PageId>() + size_of::<u32>();
+    let buffer = size_of::<Link>() + size_of::<Life>() + size_of::<Slot>() + size_of::<PageId>();
+    let mark = size_of::<u32>();
     let pages = 1 << 16;
-    (slot * BufferStorage::slots_for(pages, 0)).div_ceil(pages)
+    let ghosts = Policy::ghosts_of_any(pages as u32) as usize * GhostStorage::GHOST_BYTES;
+    buffer + mark + ghosts.div_ceil(pages)
 };
 
 /// The memory of a buffer table.

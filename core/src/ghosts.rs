@@ -21,6 +21,9 @@ const SPARE_PLACES: usize = 4096;
 pub(crate) struct GhostStorage(Box<[(BlockAddr, Mark)]>);
 
 impl GhostStorage {
+    /// Bytes of one ghost.
+    pub(crate) const GHOST_BYTES: usize = size_of::<(BlockAddr, Mark)>();
+
     /// Memory for at most so many ghosts.
     pub(crate) fn new(ghosts: u32) -> Self {
         Self::with_places(ghosts as usize + SPARE_PLACES)
