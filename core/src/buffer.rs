@@ -195,6 +195,12 @@ impl Life {
         Self { state: State::Free, tag: Tag::New, used: Stamp::ZERO, mark: Mark::NEW };
 }
 
+impl Life {
+    fn is_clean_and_hot(&self) -> bool {
+        self.state == State::Clean && self.tag == Tag::Hot
+    }
+}
+
 impl Slot {
     const FREE: Self = Self { page: PageId::NONE, block: BlockAddr(0), pins: 0, detached: false };
 }
@@ -869,31 +875,37 @@ impl<'a> Buffers<'a> {
     /// has passed over so many that the least of them must do. The next buffer takes the victim's
     /// slot, so the hand comes to it last. There must be a victim.
     fn take_by_hand(&mut self) -> u32 {
-        let Self { lives, slots, reuse, .. } = self;
+        let Self { lives, reuse, .. } = self;
         let mut at = self.hand as usize;
         let mut passed = 0;
-        let (mut least, mut victim) = (u32::MAX, at);
+        // The index before the slot, so that comparing them takes no branch.
+        let mut least = u64::MAX;
         loop {
-            let id = at;
-            let life = &mut lives[id];
-            at = if id + 1 == slots.len() { 0 } else { id + 1 };
-            if life.state != State::Clean || life.tag != Tag::Hot {
+            let slot = at;
+            at = if slot + 1 == lives.len() { 0 } else { slot + 1 };
+            let life = &mut lives[slot];
+            if !life.is_clean_and_hot() {
                 continue;
             }
             let index = reuse.index(&mut life.mark);
-            // A discarded buffer that is clean is pinned.
-            if index < least && slots[id].pins == 0 {
-                (least, victim) = (index, id);
-            }
-            if least < u32::MAX && !reuse.passes(index, passed) {
+            least = least.min(u64::from(index) << 32 | slot as u64);
+            if !reuse.passes(index, passed) {
                 break;
             }
             passed += 1;
         }
         self.hand = at as u32;
         self.reuse.took(passed);
-        self.hot.remove(victim as u32);
-        victim as u32
+        // One that is pinned is passed over for the next that is not.
+        let mut victim = least as u32;
+        while self.slots[victim as usize].pins > 0
+            || !self.lives[victim as usize].is_clean_and_hot()
+        {
+            victim = self.hand;
+            self.hand = if victim + 1 == self.slots() { 0 } else { victim + 1 };
+        }
+        self.hot.remove(victim);
+        victim
     }
 
     /// A ghost of `block`, and the block whose ghost ended for it.

@@ -6,7 +6,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::allocator;
 use crate::subject::{Run, Subject};
-use crate::workload::{Kind, Room};
+use crate::workload::Kind;
 
 /// What one pass over a workload took.
 #[derive(Clone, Copy, Debug)]
@@ -50,19 +50,6 @@ pub fn sample(subject: &Subject, kind: Kind, keys: &[u32]) -> Sample {
         });
     });
     sample.expect("a cache was lent")
-}
-
-/// Bytes on the heap for each entry of a cache full of neighbours.
-pub fn bytes_per_neighbour(subject: &Subject) -> f64 {
-    let bytes_before = allocator::bytes();
-    let mut bytes = 0;
-    (subject.lend)(Room::NEIGHBOURS, &mut |cache| {
-        let keys: Vec<u32> = (0..2 * Room::NEIGHBOURS.entries as u32).collect();
-        cache.run(&keys);
-        drop(keys);
-        bytes = allocator::bytes() - bytes_before;
-    });
-    bytes as f64 / Room::NEIGHBOURS.entries as f64
 }
 
 /// A function of its own, by whose name valgrind knows what to count.

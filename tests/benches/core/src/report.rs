@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 
 use crate::instructions::Counts;
-use crate::measure::{Sample, bytes_per_neighbour};
-use crate::subject::{QUICK_CACHE, SCHNELLRU, Subject};
+use crate::measure::Sample;
+use crate::subject::{QUICK_CACHE, SCHNELLRU, Subject, bytes_per_buffer, bytes_per_nvme_block};
 use crate::workload::Kind;
 
 /// Ghosts included.
 const BYTES_PER_ENTRY_MAX: f64 = 64.0;
+const BYTES_PER_NVME_BLOCK_MAX: f64 = 12.0;
 
 /// What a run found.
 pub struct Results<'a> {
@@ -59,28 +60,29 @@ impl Results<'_> {
     fn overview(&self, text: &mut String) {
         let mut head = vec!["ns per access, hit %".into()];
         head.extend(self.kinds.iter().map(|kind| kind.name().into()));
-        let last = ["allocations", "bytes per entry, zipf10", "of neighbours"];
+        let last = ["allocations", "bytes per entry", "on the heap"];
         head.extend(last.map(String::from));
-        let rows =
-            (0..self.subjects.len()).map(|subject| {
-                let mut row = vec![self.subjects[subject].name.clone()];
-                for kind in 0..self.kinds.len() {
-                    let nanoseconds = self.median(kind, subject, |sample| sample.cpu);
-                    let hits = self.median(kind, subject, |sample| sample.hit_percent);
-                    row.push(format!("{nanoseconds:.1}, {hits:.2}"));
-                }
-                let allocations = (0..self.kinds.len())
-                    .map(|kind| self.median(kind, subject, |sample| sample.allocations))
-                    .fold(0.0, f64::max);
-                row.push(format!("{allocations:.3}"));
-                let large = self.kinds.iter().position(|kind| *kind == Kind::Zipf10);
-                row.push(large.map_or("-".into(), |kind| {
-                    format!("{:.1}", self.bytes_per_entry(kind, subject))
-                }));
-                row.push(format!("{:.1}", bytes_per_neighbour(&self.subjects[subject])));
-                row
-            });
+        let rows = (0..self.subjects.len()).map(|subject| self.overview_row(subject));
         table(text, &head, rows);
+    }
+
+    fn overview_row(&self, subject: usize) -> Vec<String> {
+        let mut row = vec![self.subjects[subject].name.clone()];
+        for kind in 0..self.kinds.len() {
+            let nanoseconds = self.median(kind, subject, |sample| sample.cpu);
+            let hits = self.median(kind, subject, |sample| sample.hit_percent);
+            row.push(format!("{nanoseconds:.1}, {hits:.2}"));
+        }
+        let allocations = (0..self.kinds.len())
+            .map(|kind| self.median(kind, subject, |sample| sample.allocations))
+            .fold(0.0, f64::max);
+        row.push(format!("{allocations:.3}"));
+        let large = self.kinds.iter().position(|kind| *kind == Kind::Zipf10);
+        let heap = large.map(|kind| self.bytes_per_entry(kind, subject));
+        let entry = self.subjects[subject].ours.map(bytes_per_buffer).or(heap);
+        let bytes = |bytes: Option<f64>| bytes.map_or("-".into(), |bytes| format!("{bytes:.1}"));
+        row.extend([bytes(entry), bytes(heap)]);
+        row
     }
 
     /// heeler's first policy, the default, beside its bounds.
@@ -89,9 +91,7 @@ impl Results<'_> {
         else {
             return;
         };
-        if !self.subjects[0].ours {
-            return;
-        }
+        let Some(policy) = self.subjects[0].ours else { return };
         let mut rows = Vec::new();
         let mut aim = |what: &str, least: bool, bound: f64, ours: f64| {
             let met = if least { ours >= bound } else { ours <= bound };
@@ -118,8 +118,10 @@ impl Results<'_> {
             let allocations = self.median(index, 0, |sample| sample.allocations);
             aim(&format!("{name}: allocations"), false, 0.0, allocations);
         }
-        let bytes = bytes_per_neighbour(&self.subjects[0]);
-        aim("bytes per entry of neighbours, ghosts included", false, BYTES_PER_ENTRY_MAX, bytes);
+        let bytes = bytes_per_buffer(policy);
+        aim("bytes per entry, ghosts included", false, BYTES_PER_ENTRY_MAX, bytes);
+        let bytes = bytes_per_nvme_block();
+        aim("bytes of RAM per block on NVMe", false, BYTES_PER_NVME_BLOCK_MAX, bytes);
         let _ = writeln!(text, "\n## Aims, for {}\n", self.subjects[0].name);
         table(text, &["aim", "bound", "heeler", ""].map(String::from), rows.into_iter());
     }
@@ -194,13 +196,14 @@ buffer as a request of a client does.
 * `resident`: 4,096 keys that all fit, side by side, in random order
 * `spread`: the same with each key in an object of its own
 * `zipf10`: Zipf 0.99 over 1 M keys, shuffled, with 100,000 entries
-* `zipf1`: the same with 10,000 entries
+* `zipf1`: zipf10 with 10,000 entries
 * `scan`: as zipf10, but every tenth access is the next of a sequence that never ends
 
-Bytes per entry: what is on the heap after warming up on zipf10, by entry of the cache; and after
-200,000 neighbouring keys went through a cache of 100,000. heeler keeps a record for every 16
-neighbours, so shuffled keys are its worst case, and the blocks of a disk nearer to the other one.
-Allocations are per access, of the workload that has most.
+Bytes per entry: of a peer, what is on the heap after warming up on zipf10, by entry of the cache.
+Of heeler, the buffers' tables, the ghosts and both their places in the leaves; the rest of a leaf
+says what is on NVMe, 16 blocks to a leaf. On the heap it has all that for zipf10, where shuffled
+keys are its worst case: nearly every key has a leaf of its own. Allocations are per access, of the
+workload that has most.
 "
     )
 }

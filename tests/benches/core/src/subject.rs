@@ -2,8 +2,11 @@
 
 use heeler_core::cache::{self, CacheStorage};
 use heeler_core::ids::VolumeId;
+use heeler_core::limits::LEAF_BLOCKS;
+use heeler_core::onode::{Leaf, Present, Row};
 use heeler_core::policy::Policy;
 
+use crate::allocator;
 use crate::workload::{OBJECT_BLOCKS, Room};
 
 /// A cache under test.
@@ -30,8 +33,37 @@ type Lend = Box<dyn Fn(Room, &mut dyn FnMut(&mut dyn Run))>;
 pub struct Subject {
     pub name: String,
     /// It is heeler's, with this policy.
-    pub ours: bool,
+    pub ours: Option<Policy>,
     pub lend: Lend,
+}
+
+/// What a block in heeler's RAM takes, in bytes: its buffer, the ghosts for each buffer, and their
+/// places in the leaves. The leaves' other parts belong to what is on NVMe, in RAM or not.
+pub fn bytes_per_buffer(policy: Policy) -> f64 {
+    let entries = Room::BUFFERS.entries;
+    let before = allocator::bytes();
+    let room = Room::BUFFERS;
+    let mut storage = CacheStorage::new(entries as u32, room.objects, room.leaves);
+    let cache = cache::Cache::new(&mut storage, entries as u32, policy);
+    let tables = allocator::bytes() - before;
+    drop(cache);
+    let places = 1.0 + ghosts_per_buffer(policy);
+    let place_bytes = (size_of::<Row>() + size_of::<Present>()) as f64 / LEAF_BLOCKS as f64;
+    tables as f64 / entries as f64 + places * place_bytes
+}
+
+/// What a block on NVMe takes in RAM, in bytes: its part of a leaf.
+pub fn bytes_per_nvme_block() -> f64 {
+    size_of::<Leaf>() as f64 / LEAF_BLOCKS as f64
+}
+
+/// After a scan, which leaves as many ghosts as there can be.
+fn ghosts_per_buffer(policy: Policy) -> f64 {
+    let Room { entries, objects, leaves } = Room::NEIGHBOURS;
+    let mut storage = CacheStorage::new(entries as u32, objects, leaves);
+    let mut cache = cache::Cache::new(&mut storage, entries as u32, policy);
+    cache.run(&(0..4 * entries as u32).collect::<Vec<_>>());
+    f64::from(cache.buffers().usage().ghosts) / entries as f64
 }
 
 impl Subject {
@@ -41,14 +73,14 @@ impl Subject {
             let mut storage = CacheStorage::new(pages, room.objects, room.leaves);
             user(&mut cache::Cache::new(&mut storage, pages, policy));
         };
-        Self { name: format!("heeler-{}", policy.name()), ours: true, lend: Box::new(lend) }
+        Self { name: format!("heeler-{}", policy.name()), ours: Some(policy), lend: Box::new(lend) }
     }
 
     fn peer<C: Access>(name: &str, make: impl Fn(usize) -> C + 'static) -> Self {
         let lend = move |room: Room, user: &mut dyn FnMut(&mut dyn Run)| {
             user(&mut make(room.entries));
         };
-        Self { name: name.into(), ours: false, lend: Box::new(lend) }
+        Self { name: name.into(), ours: None, lend: Box::new(lend) }
     }
 }
 

@@ -23,11 +23,13 @@ pub struct Room {
 }
 
 impl Room {
-    /// For a cache full of neighbours, and as many ghosts.
+    /// For buffers and ghosts of as many entries as in zipf10, and next to nothing else.
+    pub const BUFFERS: Self = Self { entries: ENTRIES, objects: 1, leaves: 1 };
+    /// For a cache full of neighbours, and three times as many ghosts.
     pub const NEIGHBOURS: Self = Self {
         entries: ENTRIES,
-        objects: 2 * ENTRIES / OBJECT_BLOCKS as usize + 2,
-        leaves: 2 * ENTRIES / LEAF_BLOCKS + 2,
+        objects: 4 * ENTRIES / OBJECT_BLOCKS as usize + 4,
+        leaves: 4 * ENTRIES / LEAF_BLOCKS + 4,
     };
 }
 
