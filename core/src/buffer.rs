@@ -193,9 +193,7 @@ const _: () = assert!(size_of::<Life>() == 8 && size_of::<Slot>() == 12);
 impl Life {
     const FREE: Self =
         Self { state: State::Free, tag: Tag::New, used: Stamp::ZERO, mark: Mark::NEW };
-}
 
-impl Life {
     fn is_clean_and_hot(&self) -> bool {
         self.state == State::Clean && self.tag == Tag::Hot
     }
