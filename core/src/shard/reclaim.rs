@@ -209,9 +209,6 @@ impl Shard<'_> {
             let slot = self.onodes.leaf_mut(leaf);
             slot.referenced &= !(1 << index);
             clean += u32::from((slot.dirty[0] | slot.dirty[1]) & 1 << index == 0);
-            if slot.is_shadow {
-                slot.moving |= 1 << index;
-            }
             let onode = slot.onode;
             let block = (usize::from(slot.position) * LEAF_BLOCKS + index) as u16;
             let object = self.onodes.get(onode).object;
