@@ -1,9 +1,10 @@
 //! What is measured: heeler's cache and its peers, each behind the same two lines of code.
 
+use heeler_core::buffer::BlockAddr;
 use heeler_core::cache::{self, CacheStorage};
 use heeler_core::ids::VolumeId;
-use heeler_core::limits::LEAF_BLOCKS;
-use heeler_core::onode::{Leaf, Present, Row};
+use heeler_core::limits::{LEAF_BLOCKS, OBJECT_BLOCKS_MAX};
+use heeler_core::onode::{Leaf, Onode, Present, Row};
 use heeler_core::policy::Policy;
 
 use crate::allocator;
@@ -52,9 +53,13 @@ pub fn bytes_per_buffer(policy: Policy) -> f64 {
     tables as f64 / entries as f64 + places * place_bytes
 }
 
-/// What a block on NVMe takes in RAM, in bytes: its part of a leaf.
+/// What a block on NVMe takes in RAM, in bytes, when all of its object is there: its part of a leaf,
+/// the row for its buffer that the leaf has whether it is used or not, its part of the onode, and
+/// the log's reference back to it.
 pub fn bytes_per_nvme_block() -> f64 {
-    size_of::<Leaf>() as f64 / LEAF_BLOCKS as f64
+    let leaf = size_of::<Leaf>() + size_of::<Row>() + size_of::<Present>();
+    let back = size_of::<BlockAddr>() as f64;
+    leaf as f64 / LEAF_BLOCKS as f64 + size_of::<Onode>() as f64 / OBJECT_BLOCKS_MAX as f64 + back
 }
 
 /// After a scan, which leaves as many ghosts as there can be.
