@@ -53,9 +53,9 @@ pub fn bytes_per_buffer(policy: Policy) -> f64 {
     tables as f64 / entries as f64 + places * place_bytes
 }
 
-/// What a block on NVMe takes in RAM, in bytes, when all of its object is there: its part of a leaf,
-/// the row for its buffer that the leaf has whether it is used or not, its part of the onode, and
-/// the log's reference back to it.
+/// What a block on NVMe takes in RAM, in bytes, when all of its object is there: its part of a
+/// leaf, the row for its buffer that the leaf has whether it is used or not, its part of the onode,
+/// and the log's reference back to it.
 pub fn bytes_per_nvme_block() -> f64 {
     let leaf = size_of::<Leaf>() + size_of::<Row>() + size_of::<Present>();
     let back = size_of::<BlockAddr>() as f64;
