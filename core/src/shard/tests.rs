@@ -198,6 +198,14 @@ impl<'a> World<'a> {
     }
 
     fn ask(&mut self, kind: RequestKind, advice: Advice, first: u32, count: u32) {
+        let replies = self.replies;
+        self.request(kind, advice, first, count);
+        self.settle();
+        assert_eq!(self.replies, replies + 1);
+    }
+
+    /// Hands a request in, and nothing more.
+    fn request(&mut self, kind: RequestKind, advice: Advice, first: u32, count: u32) {
         let mut blocks = Vec::new();
         if kind == RequestKind::Write {
             for block in first..first + count {
@@ -209,10 +217,23 @@ impl<'a> World<'a> {
         let (object, offset) = (first / OBJECT_BLOCKS, first % OBJECT_BLOCKS * BLOCK);
         let (volume, len) = (VOLUME, count * BLOCK);
         let request = Request { id: 1, kind, fua: false, advice, volume, object, offset, len };
-        let replies = self.replies;
         self.tell(Input::Request(request, &blocks));
-        self.settle();
-        assert_eq!(self.replies, replies + 1);
+    }
+
+    /// Goes on for some turns without carrying out what is to wait; returns that.
+    fn turns(&mut self, count: usize, waits: impl Fn(&Output) -> bool) -> Vec<Output> {
+        let mut waiting = Vec::new();
+        for _ in 0..count {
+            while let Some(output) = self.todo.pop_front() {
+                if waits(&output) {
+                    waiting.push(output);
+                } else {
+                    self.carry_out(output);
+                }
+            }
+            self.tell(Input::Turn);
+        }
+        waiting
     }
 
     fn write(&mut self, advice: Advice, first: u32, count: u32) {
@@ -443,4 +464,37 @@ fn a_scan_finds_what_the_log_holds_of_a_volume() {
     assert_eq!(world.log_runs(), [(0, 0, 4), (0, 5, 32), (0, 37, 3), (0, 45, 2), (3, 63, 1)]);
     let mut at = ScrubAt::default();
     assert_eq!(world.shard.scan_log(VolumeId(9), &mut at), Scan::End);
+}
+
+/// Reclaim chose blocks of the closed epoch to move, the log had no room for them, and the push that
+/// would have made room waited for the moves: the volume stood still.
+#[test]
+fn a_push_does_not_wait_for_a_move_that_cannot_end() {
+    let mut storage = storage(Policy::default());
+    let mut world = World::new(&mut storage, Policy::default());
+    let is_read = |output: &Output| matches!(output, Output::DeviceRead { .. });
+    let is_frozen = |output: &Output| matches!(output, Output::Keeper(ToKeeper::Frozen { .. }));
+    // Blocks at the tail of the log and in no RAM, then others until reclaim is about to begin.
+    let (kept, other) = (0, OBJECT_BLOCKS);
+    world.write(Advice::DontNeed, kept, 32);
+    while world.shard.log().free_segments() > 5 {
+        world.write(Advice::DontNeed, other, 32);
+    }
+    // The epoch is closed here but not everywhere: no push yet. The blocks are written again, so
+    // the tail has what only a shadow knows, and reclaim begins to read it.
+    world.open = world.open.next();
+    world.tell(Input::Keeper(ToShard::Freeze { volume: VOLUME, next: world.open }));
+    for first in [kept, other] {
+        world.request(RequestKind::Write, Advice::DontNeed, first, 32);
+    }
+    let mut waiting = world.turns(20, |output| is_read(output) || is_frozen(output));
+    let (frozen, moves): (Vec<_>, Vec<_>) = waiting.drain(..).partition(is_frozen);
+    assert!(frozen.len() == 1 && !moves.is_empty(), "{frozen:?} {moves:?}");
+    // The push goes through while the moves still wait.
+    world.todo.extend(frozen);
+    world.turns(200, |_| false);
+    assert_eq!(world.shard.volume_is_pushing(VOLUME), Some(false));
+    assert_eq!(world.store.get(&(0, 0)), Some(&content(kept)));
+    world.todo.extend(moves);
+    world.settle();
 }
