@@ -223,8 +223,13 @@ pub(crate) fn forget_evicted(onodes: &mut Onodes<'_>, evicted: Evicted) {
         onodes.free_if_empty(leaf);
     }
     if let Some(dropped) = evicted.dropped {
-        let (leaf, index) = place(dropped);
-        onodes.set_ram(leaf, index, BufferId::NONE);
-        onodes.free_if_empty(leaf);
+        forget_ghost(onodes, dropped);
     }
+}
+
+/// Ends the reference to a ghost that is gone.
+pub(crate) fn forget_ghost(onodes: &mut Onodes<'_>, block: BlockAddr) {
+    let (leaf, index) = place(block);
+    onodes.set_ram(leaf, index, BufferId::NONE);
+    onodes.free_if_empty(leaf);
 }

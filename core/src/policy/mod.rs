@@ -180,9 +180,7 @@ impl Policy {
     pub(crate) fn place(self, hint: Hint, level: Level) -> (List, End) {
         match self {
             Self::Lru => lru::place(level),
-            Self::TwoQ => twoq::place(hint.tag, level),
-            Self::TwoQBluestore => twoq_bluestore::place(hint.tag, level),
-            Self::S3Fifo => s3fifo::place(hint.tag, level),
+            Self::TwoQ | Self::TwoQBluestore | Self::S3Fifo => place_by_past(hint.tag, level),
             Self::Reuse => reuse::place(level),
         }
     }
@@ -229,8 +227,7 @@ impl Policy {
     pub(crate) const fn ghosts_max(self, pages: u32) -> u32 {
         match self {
             Self::Lru => 0,
-            Self::TwoQ => twoq::ghosts_max(pages),
-            Self::TwoQBluestore => twoq_bluestore::ghosts_max(pages),
+            Self::TwoQ | Self::TwoQBluestore => twoq::ghosts_max(pages),
             Self::S3Fifo => s3fifo::ghosts_max(pages),
             Self::Reuse => reuse::ghosts_max(pages),
         }
@@ -251,7 +248,37 @@ impl Policy {
     }
 }
 
+/// What is new begins on warm_in, a rewritten block goes to the front of its list, and only a ghost
+/// is promoted.
+fn place_by_past(hint: Tag, level: Level) -> (List, End) {
+    match (hint, level) {
+        (Tag::New, Level::Low) => (List::WarmIn, End::Back),
+        (Tag::New | Tag::WarmIn, _) => (List::WarmIn, End::Front),
+        (Tag::WarmOut | Tag::Hot, _) => (List::Hot, End::Front),
+    }
+}
+
 /// A share of `of` in percent, rounded down.
 const fn percent(of: u32, percent: u32) -> u32 {
     (of as u64 * percent as u64 / 100) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_ghost_is_promoted() {
+        use End::{Back, Front};
+        for policy in [Policy::TwoQ, Policy::TwoQBluestore, Policy::S3Fifo] {
+            let place = |tag, level| policy.place(Hint { tag, ..Hint::NEW }, level);
+            assert_eq!(place(Tag::New, Level::High), (List::WarmIn, Front));
+            assert_eq!(place(Tag::New, Level::Low), (List::WarmIn, Back));
+            for level in [Level::Low, Level::High] {
+                assert_eq!(place(Tag::WarmIn, level), (List::WarmIn, Front));
+                assert_eq!(place(Tag::WarmOut, level), (List::Hot, Front));
+                assert_eq!(place(Tag::Hot, level), (List::Hot, Front));
+            }
+        }
+    }
 }

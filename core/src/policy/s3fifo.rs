@@ -1,7 +1,7 @@
 //! S3-FIFO: three FIFOs. warm_in is small and lets go quickly of what is not used a second time;
 //! hot is large and reinserts what was used since it came; a use only counts.
 
-use super::{End, Lens, Level, List, Tag, Verdict, percent};
+use super::{Lens, List, Verdict, percent};
 
 /// warm_in's share of the pages, in percent.
 const SMALL_PERCENT: u32 = 10;
@@ -9,14 +9,6 @@ const SMALL_PERCENT: u32 = 10;
 const PROMOTION_USES: u8 = 2;
 /// Uses that are told apart.
 pub(super) const USES_MAX: u8 = 3;
-
-pub(super) fn place(hint: Tag, level: Level) -> (List, End) {
-    match (hint, level) {
-        (Tag::New, Level::Low) => (List::WarmIn, End::Back),
-        (Tag::New | Tag::WarmIn, _) => (List::WarmIn, End::Front),
-        (Tag::WarmOut | Tag::Hot, _) => (List::Hot, End::Front),
-    }
-}
 
 pub(super) fn victim(lens: Lens) -> List {
     if lens.warm_in >= small(lens.capacity) { List::WarmIn } else { List::Hot }

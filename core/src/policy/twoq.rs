@@ -1,20 +1,12 @@
 //! 2Q, the full version: warm_in (A1in) is a FIFO of what was seen once, its victims leave ghosts
 //! on warm_out (A1out), and only what comes back while its ghost is there goes to hot (Am, an LRU).
 
-use super::{End, Lens, Level, List, Tag, Touched, percent};
+use super::{Lens, List, Touched, percent};
 
 /// warm_in's share of the pages, in percent, while hot wants the rest.
 const KIN_PERCENT: u32 = 25;
 /// Ghosts, in percent of the pages.
 const KOUT_PERCENT: u32 = 50;
-
-pub(super) fn place(hint: Tag, level: Level) -> (List, End) {
-    match (hint, level) {
-        (Tag::New, Level::Low) => (List::WarmIn, End::Back),
-        (Tag::New | Tag::WarmIn, _) => (List::WarmIn, End::Front),
-        (Tag::WarmOut | Tag::Hot, _) => (List::Hot, End::Front),
-    }
-}
 
 /// A use while in the FIFO says nothing new: correlated references are what warm_in absorbs.
 pub(super) fn touched(list: List) -> Touched {

@@ -1,17 +1,10 @@
 //! 2Q as BlueStore has it. It differs from the full version in the shares, in lists that lend each
 //! other what they do not use, and in that rewriting a block in the FIFO makes it young again.
 
-use super::{End, Lens, Level, List, Tag, Touched, percent, twoq};
+use super::{Lens, List, Tag, Touched, percent, twoq};
 
 /// warm_in's share of the resident buffers, in percent, while both lists want theirs.
 const KIN_PERCENT: u32 = 50;
-/// Ghosts, in percent of the pages.
-const KOUT_PERCENT: u32 = 50;
-
-/// A rewritten block goes to the front of its list; only a ghost is promoted.
-pub(super) fn place(hint: Tag, level: Level) -> (List, End) {
-    twoq::place(hint, level)
-}
 
 pub(super) fn touched(list: List, write: bool) -> Touched {
     match list {
@@ -27,10 +20,6 @@ pub(super) fn victim(lens: Lens, incoming: Tag) -> List {
     let warm_in = lens.warm_in + u32::from(!comes_to_hot);
     let kin = percent(lens.warm_in + lens.hot, KIN_PERCENT);
     if warm_in > kin { List::WarmIn } else { List::Hot }
-}
-
-pub(super) const fn ghosts_max(pages: u32) -> u32 {
-    percent(pages, KOUT_PERCENT)
 }
 
 #[cfg(test)]
@@ -49,17 +38,5 @@ mod tests {
         assert_eq!(of(4, 4, Tag::WarmOut), List::Hot);
         assert_eq!(of(5, 3, Tag::WarmOut), List::WarmIn);
         assert_eq!(of(0, 8, Tag::New), List::Hot);
-    }
-
-    #[test]
-    fn only_a_ghost_is_promoted() {
-        use End::{Back, Front};
-        assert_eq!(place(Tag::New, Level::High), (List::WarmIn, Front));
-        assert_eq!(place(Tag::New, Level::Low), (List::WarmIn, Back));
-        for level in [Level::Low, Level::High] {
-            assert_eq!(place(Tag::WarmIn, level), (List::WarmIn, Front));
-            assert_eq!(place(Tag::WarmOut, level), (List::Hot, Front));
-            assert_eq!(place(Tag::Hot, level), (List::Hot, Front));
-        }
     }
 }

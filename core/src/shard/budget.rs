@@ -7,7 +7,7 @@
 use super::Shard;
 use crate::ages::WINDOWS;
 use crate::buffer::{BufferId, Buffers, State};
-use crate::cache::{addr, place};
+use crate::cache::{addr, forget_ghost};
 use crate::event::Output;
 use crate::ids::PageId;
 use crate::limits::{LEAF_BLOCKS, PAGES_BACK_MAX};
@@ -160,9 +160,7 @@ impl Shard<'_> {
     fn drop_ghosts(&mut self) {
         for _ in 0..LOOK_SLICE {
             let Some(block) = self.buffers.drop_ghost_above() else { return };
-            let (leaf, index) = place(block);
-            self.onodes.set_ram(leaf, index, BufferId::NONE);
-            self.onodes.free_if_empty(leaf);
+            forget_ghost(&mut self.onodes, block);
         }
         self.again = true;
     }
@@ -270,7 +268,7 @@ impl Shard<'_> {
     /// Moves the last leaf to a free slot below it; `false`: not now.
     fn pack_leaf(&mut self) -> bool {
         let Some((from, to)) = self.onodes.top_leaf() else { return false };
-        if from < to || self.onodes.get(self.onodes.leaf(from).onode).pins > 0 {
+        if self.onodes.get(self.onodes.leaf(from).onode).pins > 0 {
             return false;
         }
         self.onodes.move_leaf(from, to);
