@@ -53,17 +53,24 @@ impl fmt::Display for Size {
 impl<'de> Deserialize<'de> for Size {
     /// A number of bytes, or text as above.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Bytes(u64),
-            Text(String),
-        }
-        match Written::deserialize(deserializer)? {
-            Written::Bytes(bytes) => Ok(Self(bytes)),
-            Written::Text(text) => text.parse().map_err(|_| {
-                D::Error::invalid_value(Unexpected::Str(&text), &"a size like 512M or 4G")
-            }),
+        bytes_or_text(deserializer, "a size like 512M or 4G")
+    }
+}
+
+fn bytes_or_text<'de, D: Deserializer<'de>, T: FromStr + From<Size>>(
+    deserializer: D,
+    expected: &str,
+) -> Result<T, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Bytes(u64),
+        Text(String),
+    }
+    match Written::deserialize(deserializer)? {
+        Written::Bytes(bytes) => Ok(Size(bytes).into()),
+        Written::Text(text) => {
+            text.parse().map_err(|_| D::Error::invalid_value(Unexpected::Str(&text), &expected))
         }
     }
 }
@@ -118,24 +125,16 @@ impl From<Memory> for String {
     }
 }
 
+impl From<Size> for Memory {
+    fn from(size: Size) -> Self {
+        Self::Bytes(size)
+    }
+}
+
 impl<'de> Deserialize<'de> for Memory {
     /// As a size, or text as above.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Bytes(u64),
-            Text(String),
-        }
-        match Written::deserialize(deserializer)? {
-            Written::Bytes(bytes) => Ok(Self::Bytes(Size(bytes))),
-            Written::Text(text) => text.parse().map_err(|_| {
-                D::Error::invalid_value(
-                    Unexpected::Str(&text),
-                    &"a size like 4G or a share like 50%",
-                )
-            }),
-        }
+        bytes_or_text(deserializer, "a size like 4G or a share like 50%")
     }
 }
 
