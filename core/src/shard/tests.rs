@@ -466,8 +466,8 @@ fn a_scan_finds_what_the_log_holds_of_a_volume() {
     assert_eq!(world.shard.scan_log(VolumeId(9), &mut at), Scan::End);
 }
 
-/// Reclaim chose blocks of the closed epoch to move, the log had no room for them, and the push that
-/// would have made room waited for the moves: the volume stood still.
+/// Reclaim chose blocks of the closed epoch to move, the log had no room for them, and the push
+/// that would have made room waited for the moves: the volume stood still.
 #[test]
 fn a_push_does_not_wait_for_a_move_that_cannot_end() {
     let mut storage = storage(Policy::default());
