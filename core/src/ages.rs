@@ -120,16 +120,14 @@ mod tests {
     use alloc::vec::Vec;
 
     use super::*;
+    use crate::random::Random;
 
     #[test]
     fn windows_equal_a_recount_of_all_items() {
         let mut ages = Ages::new();
         let mut items: Vec<(u32, Stamp, u32)> = Vec::new();
-        let mut random = 1u64;
-        let mut below = |n: u64| {
-            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-            (random >> 33) % n
-        };
+        let mut random = Random(1);
+        let mut below = |n| random.below(n);
         let mut second = 65_000u32;
         ages.advance(second as u16);
         for _ in 0..20_000 {

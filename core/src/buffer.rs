@@ -958,6 +958,7 @@ mod tests {
     use alloc::vec::Vec;
 
     use super::*;
+    use crate::random::Random;
 
     /// An owner of buffers that does what a shard does: one reference for each block, kept in step
     /// with what the table says.
@@ -1095,22 +1096,9 @@ mod tests {
         }
     }
 
-    /// SplitMix64.
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, n: usize) -> usize {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut x = self.0;
-            x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((x ^ (x >> 31)) % n as u64) as usize
-        }
-    }
-
     fn random_step(random: &mut Random, owner: &mut Owner<'_>) {
-        let block = random.below(owner.refs.len());
-        match random.below(16) {
+        let block = random.index(owner.refs.len());
+        match random.index(16) {
             0..4 => match owner.resident(block) {
                 Some(id) => owner.table.touch(id),
                 None => {
@@ -1123,8 +1111,8 @@ mod tests {
                 owner.in_flight.extend(id);
             }
             6..10 if !owner.in_flight.is_empty() => {
-                let id = owner.in_flight.swap_remove(random.below(owner.in_flight.len()));
-                let level = [Level::Low, Level::High][random.below(2)];
+                let id = owner.in_flight.swap_remove(random.index(owner.in_flight.len()));
+                let level = [Level::Low, Level::High][random.index(2)];
                 owner.table.finish(id, level);
             }
             10 | 11 if owner.pins.len() < 12 => {
@@ -1134,7 +1122,7 @@ mod tests {
                 }
             }
             12 | 13 if !owner.pins.is_empty() => {
-                let (id, _) = owner.pins.swap_remove(random.below(owner.pins.len()));
+                let (id, _) = owner.pins.swap_remove(random.index(owner.pins.len()));
                 owner.table.unpin(id);
             }
             14 => _ = owner.discard(block),
@@ -1151,14 +1139,14 @@ mod tests {
         let (seeds, steps) = if cfg!(miri) { (2, 150) } else { (60, 3_000) };
         for seed in 0..seeds {
             let mut random = Random(seed);
-            let pages = 1 + random.below(12) as u32;
+            let pages = 1 + random.index(12) as u32;
             let switching = seed % 3 == 0;
-            let mut policy = Policy::ALL[random.below(Policy::ALL.len())];
+            let mut policy = Policy::ALL[random.index(Policy::ALL.len())];
             let mut storage = BufferStorage::new(BufferStorage::slots_for(pages as usize, 0));
             let mut owner = Owner::new(&mut storage, pages, 30, policy);
             for _ in 0..steps {
-                if switching && random.below(100) == 0 {
-                    policy = Policy::ALL[random.below(Policy::ALL.len())];
+                if switching && random.index(100) == 0 {
+                    policy = Policy::ALL[random.index(Policy::ALL.len())];
                     owner.table.set_policy(policy);
                 }
                 let before = owner.table.usage().ghosts;

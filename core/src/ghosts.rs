@@ -129,6 +129,7 @@ mod tests {
     use alloc::collections::VecDeque;
 
     use super::*;
+    use crate::random::Random;
 
     #[test]
     fn a_ring_behaves_as_a_queue_from_whose_middle_is_taken() {
@@ -136,11 +137,8 @@ mod tests {
         let mut ghosts = Ghosts::new(&mut storage);
         // Place and block.
         let mut model: VecDeque<(u32, BlockAddr)> = VecDeque::new();
-        let mut random = 1u64;
-        let mut below = |n: usize| {
-            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-            (random >> 33) as usize % n
-        };
+        let mut random = Random(1);
+        let mut below = |n| random.index(n);
         let mut fullest = 0;
         for step in 0..20_000 {
             match below(5) {

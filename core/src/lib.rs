@@ -21,6 +21,8 @@ pub mod list;
 pub mod mailbox;
 pub mod onode;
 pub mod policy;
+#[cfg(test)]
+mod random;
 pub mod recovery;
 pub mod session;
 pub mod shard;

@@ -337,19 +337,7 @@ mod tests {
     use alloc::vec::Vec;
 
     use super::*;
-
-    /// SplitMix64.
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, n: u32) -> u32 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut x = self.0;
-            x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((x ^ (x >> 31)) % u64::from(n)) as u32
-        }
-    }
+    use crate::random::Random;
 
     const SLOTS: u32 = 24;
 
@@ -371,11 +359,11 @@ mod tests {
         let mut models: [VecDeque<u32>; 3] = Default::default();
         for _ in 0..steps {
             let q = random.below(3) as usize;
-            let slot = random.below(SLOTS);
+            let slot = random.below(SLOTS.into()) as u32;
             let free = !models.iter().any(|m| m.contains(&slot));
             let (queue, model) = (&mut queues[q], &mut models[q]);
             let found = model.iter().position(|&s| s == slot);
-            let other = random.below(SLOTS);
+            let other = random.below(SLOTS.into()) as u32;
             let replaces = free && other != slot && model.contains(&other);
             match random.below(8) {
                 7 if replaces => {

@@ -5,26 +5,10 @@ use alloc::vec::Vec;
 use super::*;
 use crate::ids::{BLOCK_BYTES, Epoch, VolumeId};
 use crate::limits::OBJECT_BLOCKS_MAX;
+use crate::random::Random;
 use crate::recovery::{Need, Recovered, Recovery};
 use crate::wire::frame::tests::crc32c;
 use crate::wire::log::EntryKind;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) % bound
-    }
-
-    fn chance(&mut self, part: u64, whole: u64) -> bool {
-        self.below(whole) < part
-    }
-}
 
 const SEGMENTS: u32 = 16;
 

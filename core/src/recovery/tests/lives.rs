@@ -2,23 +2,7 @@
 //! lose or tear whatever was not flushed.
 
 use super::*;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) % bound
-    }
-
-    fn chance(&mut self, part: u64, whole: u64) -> bool {
-        self.below(whole) < part
-    }
-}
+use crate::random::Random;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
