@@ -93,6 +93,23 @@ impl Ages {
         self.now.wrapping_sub(stamp.0)
     }
 
+    /// Three ages in seconds that part what is counted into quarters, the youngest first.
+    #[must_use]
+    pub fn quarters(&self) -> [u16; 3] {
+        let bin = |age: u16| u64::from(self.ring[usize::from(self.now.wrapping_sub(age)) % RING]);
+        let total: u64 = (0..RING as u16).map(bin).sum();
+        let mut quarters = [RING as u16; 3];
+        let (mut sum, mut next) = (0, 0);
+        for age in 0..RING as u16 {
+            sum += bin(age);
+            while next < 3 && 4 * sum >= (next as u64 + 1) * total {
+                quarters[next] = age;
+                next += 1;
+            }
+        }
+        quarters
+    }
+
     /// How much of `total` was last used in each window: less than a second ago, one to two, up to
     /// 6, 24, 120, 720 seconds, and longer.
     #[must_use]
@@ -121,6 +138,19 @@ mod tests {
 
     use super::*;
     use crate::random::Random;
+
+    #[test]
+    fn quarters_part_what_is_counted() {
+        let mut ages = Ages::new();
+        assert_eq!(ages.quarters(), [0; 3]);
+        for (second, weight) in [(10, 1), (20, 1), (30, 1), (40, 1)] {
+            ages.advance(second);
+            ages.add(weight);
+        }
+        assert_eq!(ages.quarters(), [0, 10, 20]);
+        ages.add(5);
+        assert_eq!(ages.quarters(), [0, 0, 10]);
+    }
 
     #[test]
     fn windows_equal_a_recount_of_all_items() {

@@ -25,6 +25,8 @@
 //! The owner refers to buffers by [`BufferId`] and is referred to by [`BlockAddr`]; the two must
 //! agree. Whatever an eviction takes away is returned to it as [`Evicted`].
 
+mod warm;
+
 use alloc::boxed::Box;
 
 use crate::ages::{Ages, Stamp, WINDOWS};

@@ -19,6 +19,10 @@ pub struct ShardConfig {
     pub tasks: usize,
     /// Pages that requests may have handed over at once.
     pub adopted_max: usize,
+    /// Pages behind the log for two copies of the record of heat; 0: none is kept.
+    pub heat_pages: u32,
+    /// Time between two records of heat at least.
+    pub heat_every: Duration,
     /// Which buffers to drop first.
     pub policy: Policy,
     /// Dirty share of the region, in percent: from here on the keeper is asked to push.
@@ -46,6 +50,8 @@ impl ShardConfig {
             leaves,
             tasks: 256,
             adopted_max: 4096,
+            heat_pages: 0,
+            heat_every: Duration::from_secs(5),
             policy: Policy::default(),
             dirty_low_percent: 20,
             dirty_high_percent: 40,

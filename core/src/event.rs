@@ -241,6 +241,13 @@ pub enum Input<'a> {
         /// Of a read: the CRC32C of each page, in order. Else empty.
         crcs: &'a [u32],
     },
+    /// The answer to `Output::DeviceLoad`.
+    Loaded {
+        /// Which.
+        op: OpId,
+        /// The page's bytes; `None`: the device could not give them.
+        bytes: Option<&'a [u8]>,
+    },
     /// `Output::Fill` has been carried out; the CRC32C of the whole destination page.
     Filled {
         /// Which.
@@ -282,6 +289,9 @@ pub enum Input<'a> {
     Policy(Policy),
     /// Pages that are the shard's from now on.
     Pages(&'a [crate::ids::PageId]),
+    /// The shard is about to end, and no client is left: write down what is hot, so that it is
+    /// there after the next start. `Shard::is_saved` says when that has been done.
+    Save,
     /// The end of a turn, or the time `poll_timeout` named: close the open record, start what
     /// waits.
     Turn,
@@ -298,6 +308,13 @@ pub enum Output {
         at: u32,
         /// Pages.
         count: u32,
+    },
+    /// Read page `at` into the page of `Shard::op_pages(op)`, and show its bytes to the shard.
+    DeviceLoad {
+        /// Answered by `Input::Loaded`.
+        op: OpId,
+        /// The page in the region.
+        at: u32,
     },
     /// Write `Shard::op_pages(op)` at page `at`. With `header`, first call
     /// `Shard::encode(op, i, bytes)` for each of the first `header` pages of the list.

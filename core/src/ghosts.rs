@@ -55,6 +55,11 @@ impl<'a> Ghosts<'a> {
         self.len
     }
 
+    /// Places from the oldest ghost to the youngest, holes included.
+    pub(crate) fn span(&self) -> u32 {
+        self.span
+    }
+
     /// Whether a new ghost needs the place of the oldest.
     pub(crate) fn is_full(&self) -> bool {
         self.span as usize == self.ring.len()
@@ -116,6 +121,21 @@ impl<'a> Ghosts<'a> {
         all.filter(|block| *block != HOLE)
     }
 
+    /// What is at a place of the ring, and the place after it; `None` inside: a hole. A place that
+    /// is out of use, or none, stands for the oldest. `None`: it is behind the youngest, and the ring
+    /// is not full.
+    pub(crate) fn look(&self, place: Option<u32>) -> Option<(u32, Option<(BlockAddr, Mark)>)> {
+        let places = self.ring.len() as u32;
+        let place = place.unwrap_or(self.oldest);
+        let steps = if place < self.oldest { place + places } else { place } - self.oldest;
+        if steps == self.span {
+            return None;
+        }
+        let place = if steps < self.span { place } else { self.oldest };
+        let (block, mark) = self.ring[place as usize];
+        Some((self.after(place, 1), (block != HOLE).then_some((block, mark))))
+    }
+
     /// The place so many steps on; not more than once around.
     fn after(&self, place: u32, steps: u32) -> u32 {
         let sum = place + steps;
@@ -169,6 +189,15 @@ mod tests {
             fullest = fullest.max(ghosts.span);
             assert_eq!(ghosts.len() as usize, model.len());
             assert!(ghosts.iter().eq(model.iter().map(|(_, block)| *block)));
+            let mut place = None;
+            let looks = core::iter::from_fn(|| {
+                let (next, ghost) = ghosts.look(place)?;
+                place = Some(next);
+                Some(ghost.map(|(block, _)| block))
+            });
+            // Round a full ring the end is where it began.
+            let looks = looks.take(ghosts.span as usize).flatten();
+            assert!(looks.eq(model.iter().map(|(_, block)| *block)));
             assert!(model.iter().all(|(place, block)| ghosts.block(*place) == *block));
         }
         assert_eq!(fullest, 16, "the ring was full at times");

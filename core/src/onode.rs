@@ -428,7 +428,8 @@ impl<'a> Onodes<'a> {
         (hash >> self.bucket_shift) as usize
     }
 
-    fn find(&self, volume: VolumeId, object: u32) -> Option<u32> {
+    /// The object's onode, if it has one. No use of it.
+    pub(crate) fn find(&self, volume: VolumeId, object: u32) -> Option<u32> {
         let mut index = self.buckets[self.bucket(volume, object)];
         while index != NIL {
             let onode = self.get(index);

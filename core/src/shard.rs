@@ -8,7 +8,7 @@
 //! Which file does what: `request` takes requests in and answers them, `read` collects blocks
 //! (`fill` brings them in), `write` puts them into the log, `discard` takes them away, `durable`
 //! waits for flushes, `push` hands closed epochs to the keeper, `reclaim` makes room in the log,
-//! `attach` takes in what recovery found, `scrub` finds what is to be checked, `index`
+//! `attach` takes in what recovery found, `heat` brings back what was in RAM, `scrub` finds what is to be checked, `index`
 //! keeps every reference to a block consistent.
 
 mod attach;
@@ -16,6 +16,7 @@ mod budget;
 mod discard;
 mod durable;
 mod fill;
+mod heat;
 mod index;
 mod push;
 mod read;
@@ -42,6 +43,7 @@ use crate::wlog::{LOG_DEPTH, Log, meta_pages};
 use budget::Progress;
 pub use budget::{Budget, BudgetReport};
 use fill::{FILLS_MAX, Fills};
+use heat::Heat;
 use reclaim::Reclaim;
 pub use scrub::{LogRun, Scan, ScrubAt};
 use task::{Fifo, Tasks};
@@ -90,6 +92,8 @@ enum Op {
     Batch(u32),
     /// Pages lent to a client.
     Lease(u32),
+    /// Pages of the record of heat.
+    Heat,
 }
 
 /// Counts for the status. Blocks have 4 KiB.
@@ -113,6 +117,12 @@ pub struct ShardCounters {
     pub discarded_blocks: u64,
     /// Blocks dropped from RAM by a purge.
     pub purged_blocks: u64,
+    /// Blocks brought back into RAM after a start because they were there before it.
+    pub warmed_blocks: u64,
+    /// Records of heat written.
+    pub heat_records: u64,
+    /// Pages of them.
+    pub heat_pages: u64,
     /// Device reads or writes that failed.
     pub device_errors: u64,
     /// Blocks whose checksum did not match.
@@ -174,6 +184,7 @@ pub struct Shard<'a> {
     recovered_crcs: Vec<u32>,
     zero_ranges: alloc::collections::VecDeque<ZeroRange>,
     reclaim: Reclaim,
+    heat: Heat,
     progress: Progress,
     dirty_blocks: u64,
     nvme_blocks: u64,
@@ -221,7 +232,8 @@ impl<'a> Shard<'a> {
         recovered: Recovered,
     ) -> Self {
         assert!(pages.len() >= Self::pages_min(&config), "too few pages for a shard");
-        let (meta, own) = pages.split_at(meta_pages(config.layout.segment_pages));
+        let (fixed, own) = pages.split_at(Self::pages_fixed(&config));
+        let (meta, heat_pages) = fixed.split_at(meta_pages(config.layout.segment_pages));
         let slots = storage.slots;
         Self {
             config,
@@ -239,7 +251,7 @@ impl<'a> Shard<'a> {
             ),
             tasks: Tasks::new(config.tasks),
             fills: Fills::new(),
-            ops: slab::Slab::with_capacity(2 * config.tasks + FILLS_MAX + LOG_DEPTH + 2),
+            ops: slab::Slab::with_capacity(2 * config.tasks + FILLS_MAX + LOG_DEPTH + 3),
             generation: 0,
             marks: core::iter::repeat_n(NIL, slots).collect(),
             volumes: heapless::Vec::new(),
@@ -247,6 +259,7 @@ impl<'a> Shard<'a> {
             recovered_crcs: recovered.crcs,
             zero_ranges: alloc::collections::VecDeque::with_capacity(ZERO_RANGES_MAX),
             reclaim: Reclaim::new(),
+            heat: Heat::new(&config, heat_pages),
             progress: Progress::new(own.len() as u32),
             dirty_blocks: 0,
             nvme_blocks: 0,
@@ -270,11 +283,18 @@ impl<'a> Shard<'a> {
         }
     }
 
-    /// Pages of the arena that a shard needs at least: the log's, and enough to collect several
+    /// Pages of the arena that a shard keeps for itself, the first of those that it is given: for
+    /// headers of the log, and for the record of heat.
+    #[must_use]
+    pub const fn pages_fixed(config: &ShardConfig) -> usize {
+        meta_pages(config.layout.segment_pages) + Heat::pages_of(config)
+    }
+
+    /// Pages of the arena that a shard needs at least: those fixed, and enough to collect several
     /// requests at once.
     #[must_use]
     pub fn pages_min(config: &ShardConfig) -> usize {
-        meta_pages(config.layout.segment_pages) + 8 * REQUEST_BLOCKS_MAX
+        Self::pages_fixed(config) + 8 * REQUEST_BLOCKS_MAX
     }
 
     /// Takes one input.
@@ -294,6 +314,7 @@ impl<'a> Shard<'a> {
             Input::Request(request, blocks) => return self.handle_request(request, blocks),
             Input::Release(lease) => self.handle_release(lease),
             Input::Device { op, ok, crcs } => self.handle_device(op, ok, crcs),
+            Input::Loaded { op, bytes } => self.handle_loaded(op, bytes),
             Input::Filled { op, crc } => self.handle_merged(op, crc),
             Input::Fetched { op, ok, crcs } => self.handle_fetched(op, ok, crcs),
             Input::Queried { op, ok, data } => self.handle_queried(op, ok, data),
@@ -303,6 +324,7 @@ impl<'a> Shard<'a> {
             Input::Budget(budget) => self.set_budget(budget),
             Input::Policy(policy) => self.set_policy(policy),
             Input::Pages(pages) => self.take_in_pages(pages),
+            Input::Save => self.save(),
             Input::Turn => self.settle(),
         }
         Ok(())
@@ -338,14 +360,11 @@ impl<'a> Shard<'a> {
         if self.again {
             return Some(self.now);
         }
-        let head = self.stalled_writes.head()?;
-        let task = self.tasks.get(head);
-        let full = self.config.full_timeout.map(|timeout| task.since + timeout);
-        let pace = (self.pace_until > self.now).then_some(self.pace_until);
-        match (full, pace) {
-            (Some(full), Some(pace)) => Some(full.min(pace)),
-            (full, pace) => full.or(pace),
-        }
+        let stalled = self.stalled_writes.head();
+        let since = stalled.map(|head| self.tasks.get(head).since);
+        let full = since.zip(self.config.full_timeout).map(|(since, timeout)| since + timeout);
+        let pace = stalled.filter(|_| self.pace_until > self.now).map(|_| self.pace_until);
+        [full, pace, self.heat_timeout()].into_iter().flatten().min()
     }
 
     /// The pages of a device operation or a fetch that was just polled.
@@ -355,6 +374,7 @@ impl<'a> Shard<'a> {
             Some(Op::Record(slot)) => &self.log.record(slot).pages,
             Some(Op::Footer) => self.log.footer_pages(),
             Some(Op::Fill(fill)) => &self.fills.get(fill).pages,
+            Some(Op::Heat) => self.heat.op_pages(),
             _ => &[],
         }
     }
@@ -364,6 +384,7 @@ impl<'a> Shard<'a> {
         match self.op(op) {
             Some(Op::Record(slot)) => self.log.encode_record(slot, page),
             Some(Op::Footer) => self.log.encode_footer(index, page),
+            Some(Op::Heat) => self.heat.encode(index, page),
             _ => panic!("encode of an operation without header pages"),
         }
     }
@@ -464,6 +485,7 @@ impl<'a> Shard<'a> {
         self.close_record();
         self.start_flush();
         self.forget_volumes();
+        self.step_heat();
     }
 
     fn emit(&mut self, output: Output) {
@@ -515,6 +537,7 @@ impl<'a> Shard<'a> {
             Some(Op::Footer) => self.log.footer_done(),
             Some(Op::Flush(seq)) => self.flush_done(seq, ok),
             Some(Op::Fill(fill)) => self.device_fill_done(fill, ok, crcs),
+            Some(Op::Heat) => self.heat_written(ok),
             Some(_) => panic!("a device answered for something else"),
             None => {}
         }

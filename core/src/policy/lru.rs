@@ -5,7 +5,7 @@ use super::{End, Lens, Level, List};
 pub(super) fn place(level: Level) -> (List, End) {
     match level {
         Level::High => (List::Hot, End::Front),
-        Level::Low => (List::Hot, End::Back),
+        Level::Known | Level::Low => (List::Hot, End::Back),
     }
 }
 

@@ -41,6 +41,18 @@ impl Mark {
     /// Nothing is known.
     pub const NEW: Self = Self { used: 0, kind: 0, uses: 0 };
 
+    /// As the record of heat has it.
+    pub(crate) const fn to_bytes(self) -> [u8; 4] {
+        let used = self.used.to_le_bytes();
+        [used[0], used[1], self.kind, self.uses]
+    }
+
+    /// The mark that has these bytes, read as a little-endian number.
+    pub(crate) const fn from_bytes(bytes: u32) -> Self {
+        let [first, second, kind, uses] = bytes.to_le_bytes();
+        Self { used: u16::from_le_bytes([first, second]), kind, uses }
+    }
+
     /// The same of a ghost.
     pub(crate) fn without_uses(self) -> Self {
         Self { uses: 0, ..self }
@@ -73,6 +85,8 @@ impl Hint {
 pub enum Level {
     /// Cheap to lose: goes where the next victims come from.
     Low,
+    /// It was there before a restart: goes to the list it was on, behind all that is there.
+    Known,
     /// As every other.
     High,
 }
@@ -178,6 +192,10 @@ impl Policy {
 
     /// Where a buffer goes that becomes clean.
     pub(crate) fn place(self, hint: Hint, level: Level) -> (List, End) {
+        if level == Level::Known {
+            let list = if hint.tag == Tag::Hot { List::Hot } else { List::WarmIn };
+            return (list, End::Back);
+        }
         match self {
             Self::Lru => lru::place(level),
             Self::TwoQ | Self::TwoQBluestore | Self::S3Fifo => place_by_past(hint.tag, level),
@@ -220,6 +238,16 @@ impl Policy {
             Self::Reuse => Verdict::Evict { ghost: true },
             Self::TwoQ | Self::TwoQBluestore => Verdict::Evict { ghost: list == List::WarmIn },
             Self::S3Fifo => s3fifo::verdict(list, uses),
+        }
+    }
+
+    /// Whether a block of which so much is known was used more than once.
+    pub(crate) fn has_come_back(self, hint: Hint) -> bool {
+        match self {
+            Self::Lru => true,
+            Self::TwoQ | Self::TwoQBluestore => hint.tag == Tag::Hot,
+            Self::S3Fifo => hint.tag == Tag::Hot || hint.mark.uses > 0,
+            Self::Reuse => reuse::has_come_back(hint.mark),
         }
     }
 
@@ -266,6 +294,15 @@ const fn percent(of: u32, percent: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_there_before_a_restart_goes_behind_what_has_come_since() {
+        for &policy in Policy::ALL {
+            let place = |tag| policy.place(Hint { tag, ..Hint::NEW }, Level::Known);
+            assert_eq!(place(Tag::Hot), (List::Hot, End::Back));
+            assert_eq!(place(Tag::WarmIn), (List::WarmIn, End::Back));
+        }
+    }
 
     #[test]
     fn only_a_ghost_is_promoted() {

@@ -23,17 +23,17 @@
 use alloc::boxed::Box;
 
 use super::{End, Level, List, Mark, percent};
+use crate::wire::heat::{AGES, Clock, KINDS, KindCounts};
 
 /// Ghosts, in percent of the pages.
 const GHOST_PERCENT: u32 = 200;
-/// Kinds: times that a block came back (0 to 7 and more), written, long.
-const KINDS: usize = 32;
+/// The most times that a block came back that are told apart. A kind is that number, and whether
+/// the block was written, and by a long request.
 const LIVES_MAX: u8 = 7;
 /// Blocks of the longest request that counts as short.
 const SHORT_BLOCKS: usize = 4;
-/// Age classes: octaves of units, the first one holds 0 and 1.
-const AGES: usize = 16;
-/// Units of time in as many uses as the cache has pages.
+/// Units of time in as many uses as the cache has pages. Age classes are octaves of units, the
+/// first one holds 0 and 1.
 const UNITS: u32 = 64;
 /// Blocks that may come in for the first time, and move time on, for each one that came back. Up to
 /// a whole cache of them can be saved up.
@@ -48,6 +48,9 @@ const PASSES_MAX: u32 = 16;
 const DECAY_SHIFT: u32 = 8;
 /// One event, in the counts.
 const EVENT: u64 = 1 << 12;
+/// A count that reaches this halves all of them. Counts lose a part with misses only, and what
+/// follows from them must fit into 64 bits however long everything hits.
+const COUNT_MAX: u64 = 1 << 37;
 /// What all kinds together count beside a kind's own, in events at age 0.
 const PRIOR: u64 = 256;
 /// The threshold and the index at age 0 while nothing is known.
@@ -176,6 +179,16 @@ impl Reuse {
         self.now = self.now.wrapping_add(1);
         self.left = unit(self.capacity);
         self.left_then = self.left;
+        self.bound_counts();
+    }
+
+    fn bound_counts(&mut self) {
+        let full = |counts: &Counts| counts.iter().flatten().any(|count| *count >= COUNT_MAX);
+        if full(&self.back) || full(&self.given_up) {
+            for counts in [&mut self.back, &mut self.given_up] {
+                counts.iter_mut().flatten().for_each(|count| *count /= 2);
+            }
+        }
     }
 
     /// Brings `new_allowed` up to date with the blocks that came back.
@@ -223,6 +236,15 @@ impl Reuse {
         }
         let kind = self.turn;
         self.turn = (kind + 1) % KINDS;
+        self.make_index(kind);
+        for counts in [&mut self.back[kind], &mut self.given_up[kind]] {
+            for count in counts {
+                *count -= *count >> DECAY_SHIFT;
+            }
+        }
+    }
+
+    fn make_index(&mut self, kind: usize) {
         let chance = self.chances(kind);
         for from in 0..AGES {
             let (mut alive, mut hits, mut time, mut best) = (1u64 << 24, 0, 0, 0);
@@ -235,11 +257,34 @@ impl Reuse {
             }
             self.index[kind][from] = best as u32;
         }
-        for counts in [&mut self.back[kind], &mut self.given_up[kind]] {
-            for count in counts {
-                *count -= *count >> DECAY_SHIFT;
-            }
-        }
+    }
+
+    /// What was counted of a kind.
+    pub(crate) fn counts(&self, kind: usize) -> KindCounts {
+        [self.back[kind], self.given_up[kind]]
+    }
+
+    /// Takes over what was counted of a kind in a former life; [`resume`](Self::resume) follows.
+    pub(crate) fn set_counts(&mut self, kind: usize, counts: &KindCounts) {
+        let [back, given_up] = counts.map(|counts| counts.map(|count| count.min(COUNT_MAX)));
+        (self.back[kind], self.given_up[kind]) = (back, given_up);
+    }
+
+    /// The time, and what else a later life needs to go on.
+    pub(crate) fn clock(&self) -> Clock {
+        let Self { now, threshold, new_allowed, .. } = *self;
+        Clock { now, threshold, new_allowed }
+    }
+
+    /// Goes on where a former life stood.
+    pub(crate) fn resume(&mut self, clock: Clock) {
+        self.now = clock.now;
+        self.threshold = clock.threshold.max(THRESHOLD_MIN);
+        self.new_allowed = clock.new_allowed.min(self.capacity);
+        self.left = unit(self.capacity);
+        self.left_then = self.left;
+        self.sum_kinds();
+        (0..KINDS).for_each(|kind| self.make_index(kind));
     }
 
     /// The chances that a block of a kind comes back within each age, once it has reached it; 24
@@ -285,6 +330,11 @@ impl Reuse {
     }
 }
 
+/// Whether a block of that kind was used more than once.
+pub(super) fn has_come_back(mark: Mark) -> bool {
+    mark.kind() >> 2 > 0
+}
+
 /// Uses in a unit of time.
 fn unit(capacity: u32) -> u32 {
     (capacity / UNITS).max(1)
@@ -302,11 +352,68 @@ fn width(octave: usize) -> u64 {
 /// What is cheap to lose does not come under the hand: it waits on warm_in, whose back goes first.
 pub(super) fn place(level: Level) -> (List, End) {
     match level {
-        Level::High => (List::Hot, End::Front),
+        Level::High | Level::Known => (List::Hot, End::Front),
         Level::Low => (List::WarmIn, End::Back),
     }
 }
 
 pub(super) const fn ghosts_max(pages: u32) -> u32 {
     percent(pages, GHOST_PERCENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Enough hits without a miss made the counts so large that the index wrapped round: what was
+    /// used most looked as if it were never used again.
+    #[test]
+    fn counts_stay_sound_however_long_everything_hits() {
+        let mut reuse = Reuse::new(64);
+        let mut marks: [Mark; 64] = [Mark::NEW; 64];
+        marks.iter_mut().for_each(|mark| reuse.comes_in(mark, false));
+        // As after some hours of it.
+        reuse.back.iter_mut().for_each(|kind| kind[0] = (1 << 40) - EVENT);
+        for _ in 0..16 {
+            marks.iter_mut().for_each(|mark| reuse.used(mark));
+        }
+        reuse.sum_kinds();
+        for kind in 0..KINDS {
+            assert!(reuse.chances(kind)[0] > 1 << 23, "kind {kind} nearly always comes back");
+        }
+    }
+
+    #[test]
+    fn a_later_life_goes_on_with_what_was_learned() {
+        let mut reuse = Reuse::new(256);
+        let mut marks = [Mark::NEW; 300];
+        for round in 0..400 {
+            for (at, mark) in marks.iter_mut().enumerate() {
+                reuse.begin(1 + at % 9, at % 5 == 0);
+                match (at + round) % 7 {
+                    0 => reuse.comes_in(mark, false),
+                    1 => reuse.expired(*mark),
+                    _ => reuse.used(mark),
+                }
+            }
+        }
+        let mut later = Reuse::new(256);
+        (0..KINDS).for_each(|kind| later.set_counts(kind, &reuse.counts(kind)));
+        later.resume(reuse.clock());
+        reuse.resume(reuse.clock());
+        assert_eq!(later.index, reuse.index);
+        assert_eq!(later.clock(), reuse.clock());
+        assert_ne!(later.index, Reuse::new(256).index, "something was learned");
+        let mut mark = marks[7];
+        assert_eq!(later.index(&mut mark), reuse.index(&mut mark));
+    }
+
+    #[test]
+    fn no_counts_of_a_former_life_overflow() {
+        let mut reuse = Reuse::new(1 << 20);
+        (0..KINDS).for_each(|kind| reuse.set_counts(kind, &[[u64::MAX; AGES]; 2]));
+        reuse.resume(Clock { now: u16::MAX, threshold: u32::MAX, new_allowed: u32::MAX });
+        reuse.bound_counts();
+        reuse.comes_in(&mut Mark::NEW.clone(), false);
+    }
 }

@@ -48,6 +48,7 @@ impl Shard<'_> {
         if self.recovered.is_empty() {
             self.recovered_crcs = Vec::new();
         }
+        self.heat.note_attached(id);
     }
 
     /// The entries of a volume that count, out of those that wait.

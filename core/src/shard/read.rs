@@ -431,6 +431,7 @@ impl Shard<'_> {
             });
             self.end_fill_block(fill, block, mark);
         }
+        self.note_warmed(fill, ok);
         self.wake_fill(fill);
     }
 
@@ -512,6 +513,7 @@ impl Shard<'_> {
         if ok && self.fills.get(fill).admit {
             self.admit_fill(fill);
         }
+        self.note_warmed(fill, ok);
         self.wake_fill(fill);
     }
 

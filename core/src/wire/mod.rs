@@ -3,6 +3,7 @@
 pub(crate) mod bytes;
 pub mod frame;
 pub mod head;
+pub mod heat;
 pub mod log;
 pub mod map_page;
 pub mod names;

@@ -9,8 +9,10 @@ use crate::limits::{SHARDS_MAX, VOLUMES_MAX};
 pub const CACHE_MAGIC: u64 = u64::from_le_bytes(*b"HEELCACH");
 /// "HEELVOLS"
 pub const TABLE_MAGIC: u64 = u64::from_le_bytes(*b"HEELVOLS");
-/// Version of the cache device's format.
-pub const CACHE_VERSION: u32 = 1;
+/// Version of the superblock, and so of the cache device's layout.
+pub const CACHE_VERSION: u32 = 2;
+/// Version of the volume table.
+pub const TABLE_VERSION: u32 = 1;
 /// Pages of the superblock's two copies.
 pub const SUPERBLOCK_PAGES: [u32; 2] = [0, 1];
 /// Pages of the volume table's two copies.
@@ -23,6 +25,10 @@ pub const SEGMENT_PAGES_MIN: u32 = 64;
 pub const SEGMENT_PAGES_MAX: u32 = 2048;
 /// Segments of a region at least.
 pub const SEGMENTS_MIN: u32 = 16;
+/// Of a region, the part that is for its record of heat...
+const HEAT_PART: u64 = 128;
+/// ... but at least so many pages (1 MiB).
+pub const HEAT_PAGES_MIN: u32 = 256;
 
 /// What a formatted cache device looks like.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +41,8 @@ pub struct Superblock {
     pub segment_pages: u32,
     /// Segments of one region.
     pub segments: u32,
+    /// Pages behind the segments of a region, for two copies of its record of heat.
+    pub heat_pages: u32,
 }
 
 /// Why a cache device is refused.
@@ -57,23 +65,32 @@ impl Superblock {
         let pages = (bytes / BLOCK_BYTES as u64).checked_sub(u64::from(REGIONS_PAGE))?;
         // Pages of a region are numbered with four bytes: more than 16 TiB would lie idle.
         let region = (pages / u64::from(shards)).min(u64::from(u32::MAX));
-        let wanted = (region / 32).next_power_of_two().min(u64::from(SEGMENT_PAGES_MAX)) as u32;
+        let heat_pages = ((region / HEAT_PART) as u32).next_multiple_of(2).max(HEAT_PAGES_MIN);
+        let log = region.checked_sub(u64::from(heat_pages))?;
+        let wanted = (log / 32).next_power_of_two().min(u64::from(SEGMENT_PAGES_MAX)) as u32;
         let segment_pages = wanted.max(SEGMENT_PAGES_MIN);
-        let segments = u32::try_from(region / u64::from(segment_pages)).ok()?;
-        (segments >= SEGMENTS_MIN).then_some(Self { cache, shards, segment_pages, segments })
+        let segments = u32::try_from(log / u64::from(segment_pages)).ok()?;
+        let fits = segments >= SEGMENTS_MIN;
+        fits.then_some(Self { cache, shards, segment_pages, segments, heat_pages })
     }
 
     /// Bytes that a cache of `shards` regions has at least.
     #[must_use]
     pub const fn bytes_min(shards: u16) -> u64 {
-        (REGIONS_PAGE as u64 + shards as u64 * SEGMENTS_MIN as u64 * SEGMENT_PAGES_MIN as u64)
-            * BLOCK_BYTES as u64
+        let region = SEGMENTS_MIN * SEGMENT_PAGES_MIN + HEAT_PAGES_MIN;
+        (REGIONS_PAGE as u64 + shards as u64 * region as u64) * BLOCK_BYTES as u64
     }
 
-    /// Pages of one region.
+    /// Pages of one region's log.
+    #[must_use]
+    pub const fn log_pages(&self) -> u32 {
+        self.segment_pages * self.segments
+    }
+
+    /// Pages of one region: its log, then its record of heat.
     #[must_use]
     pub const fn region_pages(&self) -> u32 {
-        self.segment_pages * self.segments
+        self.log_pages() + self.heat_pages
     }
 
     /// First page of a shard's region.
@@ -107,34 +124,45 @@ impl Superblock {
         put(page, 32, &self.shards.to_le_bytes());
         put(page, 36, &self.segment_pages.to_le_bytes());
         put(page, 40, &self.segments.to_le_bytes());
+        put(page, 44, &self.heat_pages.to_le_bytes());
         let crc = crc32c(0, page);
         put(page, 12, &crc.to_le_bytes());
     }
 
     /// Reads a superblock.
     pub fn decode(page: &[u8], crc32c: Crc32c) -> Result<Self, SuperblockError> {
-        check_page(page, CACHE_MAGIC, crc32c)?;
+        check_page(page, CACHE_MAGIC, CACHE_VERSION, crc32c)?;
         let superblock = Self {
             cache: get_uuid(page, 16),
             shards: get_u16(page, 32),
             segment_pages: get_u32(page, 36),
             segments: get_u32(page, 40),
+            heat_pages: get_u32(page, 44),
         };
+        let log_pages = superblock.segment_pages.checked_mul(superblock.segments);
+        let pages = log_pages.and_then(|pages| pages.checked_add(superblock.heat_pages));
         let sound = (1..=SHARDS_MAX).contains(&usize::from(superblock.shards))
             && (SEGMENT_PAGES_MIN..=SEGMENT_PAGES_MAX).contains(&superblock.segment_pages)
             && superblock.segment_pages.is_power_of_two()
             && superblock.segments >= SEGMENTS_MIN
-            && superblock.segment_pages.checked_mul(superblock.segments).is_some();
+            && superblock.heat_pages >= HEAT_PAGES_MIN
+            && superblock.heat_pages.is_multiple_of(2)
+            && pages.is_some();
         if sound { Ok(superblock) } else { Err(SuperblockError::Geometry) }
     }
 }
 
-fn check_page(page: &[u8], magic: u64, crc32c: Crc32c) -> Result<(), SuperblockError> {
+fn check_page(
+    page: &[u8],
+    magic: u64,
+    known: u32,
+    crc32c: Crc32c,
+) -> Result<(), SuperblockError> {
     if page.len() < BLOCK_BYTES || get_u64(page, 0) != magic {
         return Err(SuperblockError::Magic);
     }
     let version = get_u32(page, 8);
-    if version != CACHE_VERSION {
+    if version != known {
         return Err(SuperblockError::Version(version));
     }
     let crc = crc32c(crc32c(crc32c(0, &page[..12]), &[0; 4]), &page[16..BLOCK_BYTES]);
@@ -176,7 +204,7 @@ impl VolumeTable {
         assert!(self.rows.len() <= VOLUMES_MAX);
         page.fill(0);
         put(page, 0, &TABLE_MAGIC.to_le_bytes());
-        put(page, 8, &CACHE_VERSION.to_le_bytes());
+        put(page, 8, &TABLE_VERSION.to_le_bytes());
         put(page, 16, &self.generation.to_le_bytes());
         put(page, 24, &self.next_number.to_le_bytes());
         put(page, 28, &(self.rows.len() as u32).to_le_bytes());
@@ -194,7 +222,7 @@ impl VolumeTable {
 
     /// Reads a table.
     pub fn decode(page: &[u8], crc32c: Crc32c) -> Result<Self, SuperblockError> {
-        check_page(page, TABLE_MAGIC, crc32c)?;
+        check_page(page, TABLE_MAGIC, TABLE_VERSION, crc32c)?;
         let count = get_u32(page, 28) as usize;
         if count > VOLUMES_MAX {
             return Err(SuperblockError::Geometry);

@@ -126,7 +126,7 @@ fn check_cache(place: &Place) -> usize {
     println!(
         "cache {path}: {} shards of {}, {} volumes known",
         superblock.shards,
-        Size(bytes(u64::from(superblock.region_pages()))),
+        Size(bytes(u64::from(superblock.log_pages()))),
         device.table().rows.len()
     );
     let bar = Bar::new("checking the cache");

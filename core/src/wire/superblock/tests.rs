@@ -85,7 +85,9 @@ fn a_sealed_superblock_that_makes_no_sense_is_refused() {
         spoil(&mut page, at, bytes);
         Superblock::decode(&page, crc32c).expect_err("spoiled")
     };
-    assert_eq!(refused(8, &[2]), SuperblockError::Version(2));
+    for version in [1, CACHE_VERSION as u8 + 1] {
+        assert_eq!(refused(8, &[version]), SuperblockError::Version(version.into()));
+    }
     for shards in [0, SHARDS_MAX as u16 + 1, u16::MAX] {
         assert_eq!(refused(32, &shards.to_le_bytes()), SuperblockError::Geometry);
     }
@@ -94,6 +96,9 @@ fn a_sealed_superblock_that_makes_no_sense_is_refused() {
     }
     for segments in [0, SEGMENTS_MIN - 1, u32::MAX] {
         assert_eq!(refused(40, &segments.to_le_bytes()), SuperblockError::Geometry);
+    }
+    for heat_pages in [0, HEAT_PAGES_MIN - 2, HEAT_PAGES_MIN + 1, u32::MAX - 1] {
+        assert_eq!(refused(44, &heat_pages.to_le_bytes()), SuperblockError::Geometry);
     }
     // The volume table's page is no superblock.
     let mut page = [0; BLOCK_BYTES];
