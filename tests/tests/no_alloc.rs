@@ -18,7 +18,7 @@ use heeler_core::ids::{BLOCK_BYTES, BlockRef, Epoch, OpId, PageId, VolumeId};
 use heeler_core::limits::{OP_PAGES_MAX, REQUEST_BLOCKS_MAX};
 use heeler_core::recovery::{Recovered, RegionLayout};
 use heeler_core::shard::{Shard, ShardStorage};
-use heeler_core::time::Instant;
+use heeler_core::time::{Duration, Instant};
 use heeler_hw::crc32c;
 use heeler_hw::sim::Rng;
 
@@ -65,6 +65,7 @@ const OBJECTS: u64 = 24;
 const SEGMENT_PAGES: u32 = 64;
 const SEGMENTS: u32 = 16;
 const SHARD_PAGES: u32 = 290;
+const HEAT_PAGES: u32 = 64;
 const TRANSIT_PAGES: u32 = 256;
 const IN_FLIGHT: usize = 24;
 const WARM_UP: u64 = 100_000;
@@ -74,6 +75,7 @@ const STEPS: u64 = 1_000_000;
 #[derive(Clone, Copy)]
 enum Pending {
     Read { op: OpId, at: u32, count: u32 },
+    Loaded { op: OpId, at: u32 },
     Written(OpId),
     Filled { op: OpId, crc: u32 },
     Fetched { op: OpId, count: u16 },
@@ -98,6 +100,8 @@ struct World<'a> {
     /// The content of each page of the arena and of the region.
     pages: Vec<u32>,
     region: Vec<u32>,
+    /// The pages of the record of heat, behind the region's log.
+    heat: Vec<[u8; BLOCK_BYTES]>,
     transit: Vec<PageId>,
     pending: Vec<Pending>,
     /// Mail from the keeper stays in order.
@@ -118,6 +122,8 @@ fn config() -> ShardConfig {
         leaves: 160,
         tasks: 64,
         adopted_max: TRANSIT_PAGES as usize,
+        heat_pages: HEAT_PAGES,
+        heat_every: Duration::from_millis(50),
         ..ShardConfig::for_region(layout, crc32c)
     };
     assert!(Shard::pages_min(&config) <= SHARD_PAGES as usize);
@@ -139,6 +145,7 @@ impl<'a> World<'a> {
             shard: Shard::new(config(), storage, &own, empty),
             pages: vec![0; (SHARD_PAGES + TRANSIT_PAGES) as usize],
             region: vec![0; (SEGMENTS * SEGMENT_PAGES) as usize],
+            heat: vec![[0; BLOCK_BYTES]; HEAT_PAGES as usize],
             transit: (SHARD_PAGES..SHARD_PAGES + TRANSIT_PAGES).map(PageId).collect(),
             pending: Vec::with_capacity(4096),
             mail: VecDeque::with_capacity(64),
@@ -175,6 +182,16 @@ impl<'a> World<'a> {
                         self.pages[page.0 as usize] = self.region[from];
                     }
                     self.pending.push(Pending::Read { op, at, count });
+                }
+                Output::DeviceLoad { op, at } => self.pending.push(Pending::Loaded { op, at }),
+                Output::DeviceWrite { op, at, header, .. } if at >= SEGMENTS * SEGMENT_PAGES => {
+                    let first = (at - SEGMENTS * SEGMENT_PAGES) as usize;
+                    for (index, page) in
+                        self.heat[first..][..header as usize].iter_mut().enumerate()
+                    {
+                        self.shard.encode(op, index, page);
+                    }
+                    self.pending.push(Pending::Written(op));
                 }
                 Output::DeviceWrite { op, at, header, .. } => {
                     let mut bytes = [0; BLOCK_BYTES];
@@ -279,6 +296,10 @@ impl<'a> World<'a> {
                 let crcs = &mut crcs[..count as usize];
                 crcs.copy_from_slice(&self.region[at as usize..(at + count) as usize]);
                 self.tell(Input::Device { op, ok: true, crcs });
+            }
+            Pending::Loaded { op, at } => {
+                let page = self.heat[(at - SEGMENTS * SEGMENT_PAGES) as usize];
+                self.tell(Input::Loaded { op, bytes: Some(&page) });
             }
             Pending::Written(op) => self.tell(Input::Device { op, ok: true, crcs: &[] }),
             Pending::Filled { op, crc } => self.tell(Input::Filled { op, crc }),

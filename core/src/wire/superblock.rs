@@ -152,12 +152,7 @@ impl Superblock {
     }
 }
 
-fn check_page(
-    page: &[u8],
-    magic: u64,
-    known: u32,
-    crc32c: Crc32c,
-) -> Result<(), SuperblockError> {
+fn check_page(page: &[u8], magic: u64, known: u32, crc32c: Crc32c) -> Result<(), SuperblockError> {
     if page.len() < BLOCK_BYTES || get_u64(page, 0) != magic {
         return Err(SuperblockError::Magic);
     }

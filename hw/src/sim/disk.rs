@@ -149,6 +149,16 @@ impl SimDisk {
         })))
     }
 
+    /// Another disk, with what a power cut could not take of this one.
+    #[must_use]
+    pub fn durable_copy(&self) -> Self {
+        let state = self.state();
+        let copy = Self::new(state.size * PAGE_BYTES as u64, 0);
+        copy.state_mut().now = state.durable.clone();
+        copy.state_mut().durable = state.durable.clone();
+        copy
+    }
+
     /// A queue of `capacity` operations on this disk.
     #[must_use]
     pub fn queue(&self, arena: &Arena, capacity: usize) -> SimQueue {

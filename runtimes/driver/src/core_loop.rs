@@ -182,6 +182,8 @@ pub struct CoreLoop<'a, Q> {
     event: Option<Arc<Event>>,
     /// When the shards' counts are to be stamped next, if anything happens then.
     stamp_at: Instant,
+    /// The shards were told to write down what is hot.
+    saving: bool,
     drained: bool,
     stopped: bool,
     answers: VecDeque<Answer>,
@@ -232,6 +234,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
             parker: wires.parker,
             event: wires.event,
             stamp_at: Instant(0),
+            saving: false,
             drained: false,
             stopped: false,
             answers: VecDeque::new(),
@@ -259,10 +262,10 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
         self.retry_device();
         self.device.start_flush();
         let submitted = self.device.submit();
-        self.report_drained();
+        let saving = self.report_drained();
         self.report_memory();
         let post_again = self.post.flush(self.now);
-        if busy || self.front.has_work() {
+        if busy || saving || self.front.has_work() {
             return Some(self.now);
         }
         let retry = (!submitted).then_some(self.now + RETRY_AFTER);
@@ -410,6 +413,9 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
 
     fn end_device_op(&mut self, done: DeviceOp, ok: bool) {
         let DeviceOp { host, op, kind, .. } = done;
+        if self.hosts[host].shard.is_load(op) {
+            return self.end_load(host, op, ok);
+        }
         let mut crcs = mem::take(&mut self.crcs);
         crcs.clear();
         if ok && kind == IoKind::Read {
@@ -418,6 +424,16 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         }
         self.tell(host, Input::Device { op, ok, crcs: &crcs });
         self.crcs = crcs;
+    }
+
+    /// Shows a page to the shard that asked for it.
+    fn end_load(&mut self, host: usize, op: OpId, ok: bool) {
+        let page = self.hosts[host].shard.op_pages(op)[0];
+        let arena = self.arena.clone();
+        arena.with(page, |bytes| {
+            let bytes = ok.then_some(&bytes[..]);
+            self.tell(host, Input::Loaded { op, bytes });
+        });
     }
 
     /// Connections that waited for pages come first, then all others in turn.
@@ -609,12 +625,22 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         }
     }
 
-    fn report_drained(&mut self) {
+    /// Without connections, what is hot is what it was with the last of them: the shards write it
+    /// down before the core says that it has drained.
+    fn report_drained(&mut self) -> bool {
         let idle = self.front.is_draining() && self.front.open_connections() == 0;
-        if idle && !self.drained && self.hosts.iter().all(|host| host.backlog.is_empty()) {
+        if !idle || self.drained || self.hosts.iter().any(|host| !host.backlog.is_empty()) {
+            return false;
+        }
+        if !mem::replace(&mut self.saving, true) {
+            (0..self.hosts.len()).for_each(|host| self.tell(host, Input::Save));
+            return true;
+        }
+        if self.hosts.iter().all(|host| host.shard.is_saved()) {
             self.drained = true;
             self.post.send_to_control(ToControl::Drained(self.core));
         }
+        false
     }
 }
 
@@ -668,6 +694,9 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         match output {
             Output::DeviceRead { op, at: page, count } => {
                 self.start_device_op(at, op, IoKind::Read, page, count);
+            }
+            Output::DeviceLoad { op, at: page } => {
+                self.start_device_op(at, op, IoKind::Read, page, 1);
             }
             Output::DeviceWrite { op, at: page, count, header } => {
                 let pages = &host.shard.op_pages(op)[..header as usize];

@@ -17,7 +17,6 @@ use heeler_core::shard::{Shard, ShardStorage};
 use heeler_core::wire::superblock::{
     REGIONS_PAGE, SUPERBLOCK_PAGES, Superblock, SuperblockError, TABLE_PAGES, VolumeTable,
 };
-use heeler_core::wlog::meta_pages;
 use heeler_hw::{AlignedBuf, Arena, BlockFile, IoError, PAGE_BYTES, crc32c};
 
 use crate::connection::CONNECTION_BYTES_MAX;
@@ -299,7 +298,10 @@ impl Plan {
         memory: u64,
         memory_max: u64,
     ) -> Result<(Self, Lending), u64> {
-        let config = ShardConfig::for_region(layout_of(superblock, 0), crc32c);
+        let config = ShardConfig {
+            heat_pages: superblock.heat_pages,
+            ..ShardConfig::for_region(layout_of(superblock, 0), crc32c)
+        };
         let memory_max = memory_max.min(memory.saturating_mul(GROWTH_MAX.into())).max(memory);
         let shares = Shares { superblock, cores, memory, memory_max };
         let needed = shares.bytes_min(&config);
@@ -478,7 +480,7 @@ impl Shares<'_> {
 
     fn setup(&self, config: &ShardConfig, parts: &Parts) -> Setup {
         let shards = u32::from(self.superblock.shards);
-        let fixed_pages = meta_pages(self.superblock.segment_pages) as u32;
+        let fixed_pages = Shard::pages_fixed(config) as u32;
         let floor = Target {
             pages: Shard::pages_min(config) as u32 - fixed_pages,
             meta_units: META_UNITS_MIN,

@@ -69,6 +69,8 @@ fn add(sum: &mut Stats, one: Stats) {
     sum.damaged += one.damaged;
     sum.copied += one.copied;
     sum.given_back += one.given_back;
+    sum.warmed += one.warmed;
+    sum.heat_records += one.heat_records;
 }
 
 #[test]
@@ -83,6 +85,7 @@ fn what_was_promised_survives_every_end() {
     let few = sum.lives < 100;
     assert!(few || sum.commits > 0 && sum.fetched > 0 && sum.torn > 0 && sum.merges > 0, "{sum:?}");
     assert!(few || sum.copied > 0 && sum.given_back > 0, "{sum:?}");
+    assert!(few || sum.warmed > 0 && sum.heat_records > 0, "{sum:?}");
 }
 
 #[test]

@@ -102,11 +102,7 @@ enum Last {
 
 impl Shard<'_> {
     /// A page of the record; what is not as it should be is passed over.
-    pub(super) fn take_in_page(
-        &mut self,
-        mut warming: Warming,
-        found: Option<(PageHead, &[u8])>,
-    ) {
+    pub(super) fn take_in_page(&mut self, mut warming: Warming, found: Option<(PageHead, &[u8])>) {
         let wanted = |head: &PageHead| {
             head.generation == warming.generation
                 && head.page + 1 == warming.page
