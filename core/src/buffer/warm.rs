@@ -44,9 +44,13 @@ impl Buffers<'_> {
         self.warm_out.look(place)
     }
 
-    /// A ghost of a block that is not in RAM, as the youngest; `None`: there are enough.
-    pub(crate) fn restore_ghost(&mut self, block: BlockAddr, mark: Mark) -> Option<BufferId> {
-        let full = self.warm_out.is_full() || self.warm_out.len() >= self.ghosts_max;
-        (!full).then(|| BufferId::ghost(self.warm_out.push(block, mark)))
+    /// Whether there may be one ghost more.
+    pub(crate) fn has_ghost_room(&self) -> bool {
+        !self.warm_out.is_full() && self.warm_out.len() < self.ghosts_max
+    }
+
+    /// A ghost of a block that is not in RAM, as the youngest. There must be room.
+    pub(crate) fn restore_ghost(&mut self, block: BlockAddr, mark: Mark) -> BufferId {
+        BufferId::ghost(self.warm_out.push(block, mark))
     }
 }

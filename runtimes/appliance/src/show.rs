@@ -188,6 +188,8 @@ fn shard_windows(windows: &Windows<ShardCounts>) -> String {
         ("pushed", |counts| Size(counts.pushed_bytes).to_string()),
         ("moved", |counts| Size(counts.moved_bytes).to_string()),
         ("dropped", |counts| Size(counts.dropped_bytes).to_string()),
+        ("warmed", |counts| Size(counts.warmed_bytes).to_string()),
+        ("record of heat", |counts| Size(counts.heat_bytes).to_string()),
         ("evicted", |counts| counts.evictions.policy.to_string()),
         ("  for resizing", |counts| counts.evictions.resize.to_string()),
         ("  young", |counts| counts.evictions.young.to_string()),

@@ -267,6 +267,31 @@ fn draining_finishes_what_is_under_way_and_takes_no_more() {
     assert!(rig.cores[0].is_stopped() && !rig.cores[1].is_stopped());
 }
 
+/// What is drained has written down what is hot, and another number of cores reads it back.
+#[test]
+fn what_was_in_ram_is_there_after_a_drain() {
+    let disk = new_disk(12);
+    let mut rig = Rig::new(disk.clone(), 2, 12);
+    let client = rig.connect(0, true);
+    let bytes = pattern(12, 200 * 4096);
+    rig.clients[client].write(0, &bytes);
+    ok(&mut rig, client);
+    (0..2).for_each(|core| rig.tell(core, FromControl::Drain));
+    while rig.heard.drained.len() < 2 {
+        assert!(rig.step(), "it does not drain");
+    }
+    drop(rig);
+    let mut rig = Rig::new(disk, 1, 13);
+    let warmed: u64 = rig.cores[0].shards().map(|(_, shard)| shard.counters().warmed_blocks).sum();
+    assert_eq!(warmed, 200);
+    let client = rig.connect(0, true);
+    rig.clients[client].read(0, bytes.len());
+    assert!(rig.finish(client)[0].bytes == bytes);
+    let hits: u64 = rig.cores[0].shards().map(|(_, shard)| shard.traffic().ram_blocks).sum();
+    assert_eq!(hits, 200);
+    rig.check(TRANSIT);
+}
+
 #[test]
 fn a_volume_that_is_no_longer_exported_loses_its_clients() {
     let mut rig = Rig::new(new_disk(4), 1, 4);

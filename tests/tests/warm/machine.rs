@@ -32,6 +32,8 @@ pub(crate) struct Machine {
     heat_pages: u32,
     /// What is read of the record is not what was written.
     pub(crate) spoils: bool,
+    /// The store gives nothing from the start.
+    pub(crate) store_fails: bool,
 }
 
 impl Machine {
@@ -41,7 +43,7 @@ impl Machine {
         let heat_pages = 256;
         let bytes = u64::from(64 * segments + heat_pages) * BLOCK_BYTES as u64;
         let disk = SimDisk::new(bytes, 1);
-        Self { disk, now: 1, policy, pages, layout, heat_pages, spoils: false }
+        Self { disk, now: 1, policy, pages, layout, heat_pages, spoils: false, store_fails: false }
     }
 
     /// The pages of the record of heat.
@@ -78,7 +80,7 @@ impl Machine {
             leases: Vec::new(),
             last: Vec::new(),
             fetches: Vec::new(),
-            store_fails: false,
+            store_fails: self.store_fails,
             spoils: self.spoils,
         };
         life.mail(ToShard::Attach {

@@ -181,13 +181,18 @@ fn what_only_the_store_has_is_fetched_in_large_gets_if_it_came_back() {
 fn a_store_that_fails_ends_the_fetches_and_nothing_else() {
     let mut machine = Machine::new(Policy::Lru, PAGES, SEGMENTS);
     machine.live(|life| {
+        // A stream stays out of the log, the other blocks do not.
         (0..512).step_by(32).for_each(|block| _ = life.read(block, 32));
+        (0..200).for_each(|block| _ = life.read(4096 + block * 7, 1));
         life.save();
     });
-    // The life's first turn comes with the volume, so the store is asked at once.
+    machine.store_fails = true;
     machine.live(|life| {
-        assert!(!life.fetches.is_empty());
-        life.store_fails = true;
+        assert_eq!(life.fetches.len(), 2, "the first, and what was put together meanwhile");
+        assert!((0..200).all(|block| life.is_in_ram(4096 + block * 7)));
+        life.store_fails = false;
+        (0..BLOCKS).for_each(|block| assert_eq!(life.read(block, 1), [stored(block)]));
+        life.wait_for_record(1);
     });
 }
 

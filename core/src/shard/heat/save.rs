@@ -40,7 +40,35 @@ impl Walk {
         (self.generation % 2) as u32
     }
 
-    /// Where the next place is that a leaf can be at; `false`: there are no more.
+    /// Whether what was used so many seconds ago belongs to the quarter that is looked for.
+    fn is_quarter_of(&self, age: u16) -> bool {
+        self.quarters.iter().filter(|end| age > **end).count() == self.quarter
+    }
+
+    /// The page behind those that are whole.
+    fn end(&self) -> u32 {
+        self.page + self.staged as u32
+    }
+
+    /// The part has ended; only the head is left after the last.
+    fn next_part(&mut self) {
+        let end = self.end();
+        let (noted, next) = match self.part {
+            Part::Buffers => (&mut self.head.ghosts_at, Part::Ghosts),
+            Part::Ghosts => (&mut self.head.referenced_at, Part::Referenced),
+            _ => (&mut self.head.pages, Part::Head),
+        };
+        *noted = end;
+        self.part = next;
+    }
+
+    fn end_parts(&mut self) {
+        while self.part != Part::Head {
+            self.next_part();
+        }
+    }
+
+    /// To the next place that a leaf can be at.
     fn next_leaf(&mut self) {
         self.position += 1;
         if self.position == ONODE_LEAVES {
@@ -89,7 +117,7 @@ impl Shard<'_> {
         let head = PageHead {
             region: self.config.layout.region,
             generation: walk.generation,
-            page: walk.page + walk.staged as u32,
+            page: walk.end(),
             part,
             records: walk.writer.records(),
         };
@@ -100,26 +128,28 @@ impl Shard<'_> {
     }
 
     pub(super) fn step_saving(&mut self, mut walk: Walk) {
-        for _ in 0..LOOK_SLICE {
+        let mut looks = 0;
+        while looks < LOOK_SLICE {
             if !walk.writer.has_room() {
                 let part = walk.part;
                 self.close_page(&mut walk, part);
-                if walk.page + walk.staged as u32 == self.heat.copy_pages {
+                if walk.end() == self.heat.copy_pages {
                     // What does not fit is not known the next time.
-                    self.end_parts(&mut walk);
+                    walk.end_parts();
                 }
             }
             if walk.staged == SLICE_PAGES || walk.part == Part::Head {
                 return self.write_slice(walk);
             }
-            let more = match walk.part {
+            let looked = match walk.part {
                 Part::Buffers => self.save_leaf(&mut walk),
                 Part::Ghosts => self.save_ghost(&mut walk),
                 Part::Referenced => self.save_object(&mut walk),
                 Part::Head | Part::Learned => panic!("these are not walked"),
             };
-            if !more {
-                self.end_part(&mut walk);
+            match looked {
+                Some(blocks) => looks += 1 + blocks,
+                None => self.end_part(&mut walk),
             }
         }
         self.heat.state = State::Saving(walk);
@@ -131,107 +161,68 @@ impl Shard<'_> {
             let part = walk.part;
             self.close_page(walk, part);
         }
-        let end = walk.page + walk.staged as u32;
+        walk.next_part();
         (walk.onode, walk.position) = (0, 0);
-        match walk.part {
-            Part::Buffers => {
-                walk.head.ghosts_at = end;
-                walk.ghosts_left = self.buffers.ghost_places();
-                walk.part = Part::Ghosts;
-            }
-            Part::Ghosts => {
-                walk.head.referenced_at = end;
-                walk.part = Part::Referenced;
-            }
-            _ => {
-                walk.head.pages = end;
-                walk.part = Part::Head;
-            }
-        }
-        if end == self.heat.copy_pages {
-            self.end_parts(walk);
+        walk.ghosts_left = self.buffers.ghost_places();
+        if walk.end() == self.heat.copy_pages {
+            walk.end_parts();
         }
     }
 
-    fn end_parts(&mut self, walk: &mut Walk) {
-        while walk.part != Part::Head {
-            let end = walk.page + walk.staged as u32;
-            match walk.part {
-                Part::Buffers => {
-                    walk.head.ghosts_at = end;
-                    walk.part = Part::Ghosts;
-                }
-                Part::Ghosts => {
-                    walk.head.referenced_at = end;
-                    walk.part = Part::Referenced;
-                }
-                _ => {
-                    walk.head.pages = end;
-                    walk.part = Part::Head;
-                }
-            }
-        }
-    }
-
-    /// Looks at the next leaf; `false`: there are no more.
-    fn save_leaf(&mut self, walk: &mut Walk) -> bool {
+    /// Looks at the next leaf, and at so many buffers; `None`: there are no more.
+    fn save_leaf(&mut self, walk: &mut Walk) -> Option<usize> {
         if walk.onode >= self.onodes.slots() {
             if walk.quarter == walk.quarters.len() {
-                return false;
+                return None;
             }
             walk.quarter += 1;
             (walk.onode, walk.position) = (0, 0);
-            return true;
+            return Some(0);
         }
         let onode = self.onodes.get(walk.onode);
         let (volume, object, leaf) = (onode.volume, onode.object, onode.leaves[walk.position]);
         if volume == VolumeId(NIL) {
             walk.next_onode();
-            return true;
+            return Some(0);
         }
-        if leaf != NIL
-            && let Some(found) = self.leaf_heat(leaf, walk)
-        {
-            let first = (walk.position * LEAF_BLOCKS) as u16;
-            let found = LeafHeat { volume, object, first, ..found };
+        let first = (walk.position * LEAF_BLOCKS) as u16;
+        walk.next_leaf();
+        if leaf == NIL {
+            return Some(0);
+        }
+        let (buffers, warm, marks) = (0, 0, [Mark::NEW; LEAF_BLOCKS]);
+        let mut found = LeafHeat { volume, object, first, buffers, warm, marks };
+        let youngest = self.look_at_leaf(leaf, &mut found);
+        if youngest.is_some_and(|age| walk.is_quarter_of(age)) {
             let mut writer = walk.writer;
             let fits = writer.push_leaf(self.page_made(walk), &found);
             debug_assert!(fits);
             walk.writer = writer;
         }
-        walk.next_leaf();
-        true
+        Some(found.buffers.count_ones() as usize)
     }
 
-    /// What a leaf has in RAM, if its turn has come.
-    fn leaf_heat(&self, leaf: u32, walk: &Walk) -> Option<LeafHeat> {
-        let mut found = LeafHeat {
-            volume: VolumeId(NIL),
-            object: 0,
-            first: 0,
-            buffers: 0,
-            warm: 0,
-            marks: [Mark::NEW; LEAF_BLOCKS],
-        };
-        let mut youngest = u16::MAX;
+    /// Notes what a leaf has in RAM; returns the age of the youngest.
+    fn look_at_leaf(&self, leaf: u32, found: &mut LeafHeat) -> Option<u16> {
+        let mut youngest = None;
         for index in 0..LEAF_BLOCKS {
             let Some(buffer) = self.onodes.buffer(leaf, index) else { continue };
             let hint = self.buffers.hint(buffer);
             found.buffers |= 1 << index;
             found.warm |= u16::from(hint.tag == Tag::WarmIn) << index;
             found.marks[index] = hint.mark;
-            youngest = youngest.min(self.buffers.age(buffer));
+            let age = self.buffers.age(buffer);
+            youngest = Some(youngest.map_or(age, |youngest: u16| youngest.min(age)));
         }
-        let quarter = walk.quarters.iter().filter(|end| youngest > **end).count();
-        (found.buffers != 0 && quarter == walk.quarter).then_some(found)
+        youngest
     }
 
-    fn save_ghost(&mut self, walk: &mut Walk) -> bool {
+    fn save_ghost(&mut self, walk: &mut Walk) -> Option<usize> {
         let found = self.buffers.look_at_ghost(walk.ghost).filter(|_| walk.ghosts_left > 0);
-        let Some((next, ghost)) = found else { return false };
+        let (next, ghost) = found?;
         walk.ghost = Some(next);
         walk.ghosts_left -= 1;
-        let Some((addr, mark)) = ghost else { return true };
+        let Some((addr, mark)) = ghost else { return Some(0) };
         let (leaf, index) = place(addr);
         let leaf = self.onodes.leaf(leaf);
         let onode = self.onodes.get(leaf.onode);
@@ -241,12 +232,12 @@ impl Shard<'_> {
         let fits = writer.push_ghost(self.page_made(walk), &ghost);
         debug_assert!(fits);
         walk.writer = writer;
-        true
+        Some(1)
     }
 
-    fn save_object(&mut self, walk: &mut Walk) -> bool {
+    fn save_object(&mut self, walk: &mut Walk) -> Option<usize> {
         if walk.onode >= self.onodes.slots() {
-            return false;
+            return None;
         }
         let onode = self.onodes.get(walk.onode);
         let mask = |leaf: &u32| if *leaf == NIL { 0 } else { self.onodes.leaf(*leaf).referenced };
@@ -262,7 +253,7 @@ impl Shard<'_> {
             walk.writer = writer;
         }
         walk.next_onode();
-        true
+        Some(ONODE_LEAVES)
     }
 
     /// Writes the pages that are whole, or when all are written the head.

@@ -227,13 +227,14 @@ impl Shard<'_> {
     fn warm_ghost(&mut self, ghost: &GhostHeat) {
         let GhostHeat { volume: id, object, block, mark } = *ghost;
         let Some(volume) = self.warming_volume(id) else { return };
-        if u32::from(block) >= self.volumes[volume].blocks_of(object) {
+        let beyond = u32::from(block) >= self.volumes[volume].blocks_of(object);
+        if beyond || !self.buffers.has_ghost_room() {
             return;
         }
         let Some(onode) = self.warm_onode(id, object, true) else { return };
         if let Some((leaf, index)) = self.warm_place(onode, block) {
-            let known = self.onodes.ram(leaf, index).is_some();
-            if !known && let Some(ghost) = self.buffers.restore_ghost(addr(leaf, index), mark) {
+            if !self.onodes.ram(leaf, index).is_some() {
+                let ghost = self.buffers.restore_ghost(addr(leaf, index), mark);
                 self.onodes.set_ram(leaf, index, ghost);
             }
             self.onodes.free_if_empty(leaf);
