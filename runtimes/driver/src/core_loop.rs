@@ -189,6 +189,7 @@ pub struct CoreLoop<'a, Q> {
     answers: VecDeque<Answer>,
     crcs: Vec<u32>,
     fetched: Vec<Option<u32>>,
+    loaded: Vec<u8>,
 }
 
 /// For the adapter.
@@ -240,6 +241,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
             answers: VecDeque::new(),
             crcs: Vec::with_capacity(BATCH_BLOCKS_MAX),
             fetched: Vec::with_capacity(BATCH_BLOCKS_MAX),
+            loaded: Vec::with_capacity(PAGE_BYTES),
         }
     }
 
@@ -429,11 +431,12 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
     /// Shows a page to the shard that asked for it.
     fn end_load(&mut self, host: usize, op: OpId, ok: bool) {
         let page = self.hosts[host].shard.op_pages(op)[0];
-        let arena = self.arena.clone();
-        arena.with(page, |bytes| {
-            let bytes = ok.then_some(&bytes[..]);
-            self.tell(host, Input::Loaded { op, bytes });
-        });
+        // The page may be wanted for the next read before the shard has answered.
+        let mut loaded = mem::take(&mut self.loaded);
+        loaded.resize(PAGE_BYTES, 0);
+        self.arena.read(page, 0, &mut loaded);
+        self.tell(host, Input::Loaded { op, bytes: ok.then_some(&loaded) });
+        self.loaded = loaded;
     }
 
     /// Connections that waited for pages come first, then all others in turn.

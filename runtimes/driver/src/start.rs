@@ -572,7 +572,7 @@ fn recover<F: BlockFile>(
 mod tests {
     use super::*;
     use heeler_core::ids::VolumeId;
-    use heeler_core::wire::superblock::VolumeRow;
+    use heeler_core::wire::superblock::{CACHE_VERSION, VolumeRow};
     use heeler_hw::sim::disk::{CrashKind, SimDisk};
 
     const CACHE: [u8; 16] = *b"cache identity 1";
@@ -635,7 +635,7 @@ mod tests {
             CacheError::Damaged("volume table")
         );
         disk.flip_bit(1, 8 * 8);
-        assert_eq!(CacheDevice::open(disk).unwrap_err(), CacheError::Version(0));
+        assert_eq!(CacheDevice::open(disk).unwrap_err(), CacheError::Version(CACHE_VERSION ^ 1));
 
         let small = SimDisk::new(1 << 20, 1);
         let error = CacheDevice::format(small, CACHE, 4).unwrap_err();
