@@ -42,6 +42,8 @@ const PAGE_EVERY: Duration = Duration::from_millis(8);
 const CHANGED_PART: u64 = 128;
 /// ... and how many times longer it waits if less has.
 const LAZY: u64 = 12;
+/// How long warming waits for pages.
+const WARM_MAX: Duration = Duration::from_secs(60);
 /// Uses that count as one change: they change what is known of a buffer, not that it is there.
 const USES_OF_CHANGE: u64 = 8;
 
@@ -83,6 +85,9 @@ pub(super) struct Heat {
     fills: u32,
     /// The store could not give what was asked of it.
     store_failed: bool,
+    /// Until then warming waits for more pages when there are none: shares of memory follow what
+    /// is asked of the shards, so it takes some time until they are as they were.
+    warm_until: Instant,
     /// Changes when the last record was begun.
     changes: u64,
     /// When no record is begun before.
@@ -110,6 +115,7 @@ impl Heat {
             run: None,
             fills: 0,
             store_failed: false,
+            warm_until: Instant(0),
             changes: 0,
             rest_until: Instant(0),
             slice_at: Instant(0),
@@ -168,13 +174,18 @@ impl Shard<'_> {
         match self.heat.state {
             State::Idle => self.record_at(),
             State::Saving(_) => Some(self.heat.slice_at),
-            State::Finding { .. } | State::Warming(_) => None,
+            State::Warming(_) => self.is_warm().then_some(self.heat.warm_until),
+            State::Finding { .. } => None,
         }
     }
 
     /// The shard is about to end: writes what is hot down, if it has changed since that was done.
     /// [`is_saved`](Self::is_saved) says when it has ended.
     pub(super) fn save(&mut self) {
+        if matches!(self.heat.state, State::Warming(_)) && self.is_warm() {
+            self.end_run();
+            self.end_warming();
+        }
         self.heat.closing = true;
         self.heat.slice_at = self.now;
         self.again = true;
@@ -269,6 +280,7 @@ impl Shard<'_> {
         }
         let Some((generation, head)) = newest else { return self.end_warming() };
         self.heat.generation = self.heat.generation.max(generation);
+        self.heat.warm_until = self.now + WARM_MAX;
         let phase = if self.heat.resumed { Phase::Referenced } else { Phase::Learned };
         self.heat.state = State::Warming(Warming::new(generation, head, phase));
     }

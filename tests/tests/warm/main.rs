@@ -119,7 +119,7 @@ fn ghosts_and_what_was_learned_come_back() {
         let after = machine.live(|life| life.shard.buffers().usage());
         assert_eq!(before.ghosts, after.ghosts, "{}", policy.name());
         // Some pages are left to clients.
-        let spare = 64 + before.free;
+        let spare = 32 + before.free;
         assert!(before.warm_in + before.hot <= after.warm_in + after.hot + spare, "{after:?}");
         assert!(after.warm_in <= before.warm_in && after.hot <= before.hot);
     }
@@ -141,7 +141,7 @@ fn with_less_memory_the_hottest_come_back() {
             }
             life.save();
         });
-        machine.pages = 256 + 64 + 200;
+        machine.pages = 256 + 32 + 200;
         machine.live(|life| {
             let in_ram =
                 [2, 0, 3, 1].map(|part| blocks(part).filter(|&b| life.is_in_ram(b)).count());

@@ -23,7 +23,7 @@ const FETCHES_MAX: u32 = 1;
 /// Fills that clients have no use for now; the rest is theirs.
 const FILLS_SPARE: usize = FILLS_MAX * 3 / 4;
 /// Free pages that are left to clients.
-const PAGES_SPARE: u32 = 2 * REQUEST_BLOCKS_MAX as u32;
+const PAGES_SPARE: u32 = REQUEST_BLOCKS_MAX as u32;
 
 /// What is done in which order; the pages of the buffers are gone through twice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,11 +126,17 @@ impl Shard<'_> {
         }
         for _ in 0..LOOK_SLICE {
             if matches!(warming.phase, Phase::Read | Phase::Fetch) {
-                let full = self.buffers.free_pages() <= PAGES_SPARE;
+                let full = self.is_warm();
                 let failed = warming.phase == Phase::Fetch && self.heat.store_failed;
-                if full || failed {
+                if failed || full && self.now >= self.heat.warm_until {
                     self.end_run();
                     return self.end_warming();
+                }
+                if full {
+                    // Goes on when the shard is given more.
+                    self.end_run();
+                    self.heat.state = State::Warming(warming);
+                    return;
                 }
                 if self.must_wait(warming.phase) {
                     // Goes on when a fill has ended. A fetch goes on growing then: whoever wants a
@@ -166,6 +172,11 @@ impl Shard<'_> {
         self.end_run();
         self.heat.state = State::Warming(warming);
         self.again = true;
+    }
+
+    /// Whether all pages are in use, but for those that are left to clients.
+    pub(super) fn is_warm(&self) -> bool {
+        self.buffers.free_pages() <= PAGES_SPARE
     }
 
     fn must_wait(&self, phase: Phase) -> bool {
@@ -255,7 +266,7 @@ impl Shard<'_> {
         let Some(onode) = self.warm_onode(found.volume, found.object, fetches) else { return };
         for index in (0..LEAF_BLOCKS).filter(|index| found.buffers & 1 << index != 0) {
             let block = found.first + index as u16;
-            if u32::from(block) >= blocks || self.buffers.free_pages() <= PAGES_SPARE {
+            if u32::from(block) >= blocks || self.is_warm() {
                 break;
             }
             let tag = if found.warm & 1 << index != 0 { Tag::WarmIn } else { Tag::Hot };
@@ -316,7 +327,7 @@ impl Shard<'_> {
     }
 
     /// Starts the fill that was put together.
-    fn end_run(&mut self) {
+    pub(super) fn end_run(&mut self) {
         let Some(Run { fill, last, count }) = self.heat.run.take() else { return };
         self.heat.fills += 1;
         let Last::Block(onode, last) = last else { return self.read_device(fill) };
