@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::rig::{Scratch, Server, Site, run, wait};
 
 /// Requests of one run, and what is read by them: more than the memory, less than the cache.
-const REQUESTS: &str = "30000";
+const REQUESTS: &str = "22000";
 const BYTES: u64 = 88 << 20;
 /// The most of a hundred requests that may be lost.
 const POINTS: f64 = 2.0;
@@ -18,7 +18,7 @@ fn zipf(scratch: &Scratch, server: &Server<'_>) {
     let directory = format!("--directory={}", scratch.text(""));
     let mut args =
         vec!["--name=zipf", "--ioengine=nbd", "--rw=randread", "--bs=4k", "--norandommap"];
-    args.extend(["--random_distribution=zipf:1.05", "--randseed=11", "--iodepth=8", "--thread"]);
+    args.extend(["--random_distribution=zipf:0.5", "--randseed=11", "--iodepth=8", "--thread"]);
     args.extend([uri.as_str(), &size, &requests, &directory]);
     run("fio", &args);
 }
@@ -37,7 +37,7 @@ fn measured(scratch: &Scratch, server: &Server<'_>) -> [f64; 2] {
     let after = needed(server.site());
     let [ram, nvme, store] = [0, 1, 2].map(|at| after[at] - before[at]);
     let all = ram + nvme + store;
-    assert!(all > 100e6, "{all} bytes were read");
+    assert!(all > 80e6, "{all} bytes were read");
     [ram * 100.0 / all, (ram + nvme) * 100.0 / all]
 }
 
@@ -53,15 +53,17 @@ fn records(site: &Site) -> Vec<u64> {
 fn the_hit_ratio_is_the_same_after_a_crash_and_an_orderly_end() {
     let scratch = Scratch::new();
     let site = Site::new(&scratch);
-    site.make_volume("disk0");
+    // Small objects: every shard has about as much to do as any other.
+    let small = ["volume", "create", "disk0", "--size", "1G", "--object-size", "64K"];
+    site.run_on_store(&small);
     let image = scratch.dense("image", BYTES, 8);
     let server = site.serve(&[]);
     run("nbdcopy", &[&image, &server.uri("disk0")]);
     server.push("disk0");
     (0..2).for_each(|_| zipf(&scratch, &server));
-    let before = measured(&scratch, &server);
-    assert!(before[0] > 30.0 && before[0] < 95.0, "{before:?}: memory plays a part");
     let so_far = records(&site);
+    let before = measured(&scratch, &server);
+    assert!(before[0] > 30.0 && before[0] < 99.0, "{before:?}: memory plays a part");
     wait("every shard writes down what is hot", || {
         records(&site).iter().zip(&so_far).all(|(now, then)| now > then).then_some(())
     });
