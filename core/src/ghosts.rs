@@ -122,8 +122,8 @@ impl<'a> Ghosts<'a> {
     }
 
     /// What is at a place of the ring, and the place after it; `None` inside: a hole. A place that
-    /// is out of use, or none, stands for the oldest. `None`: it is behind the youngest, and the ring
-    /// is not full.
+    /// is out of use, or none, stands for the oldest. `None`: it is behind the youngest, and the
+    /// ring is not full.
     pub(crate) fn look(&self, place: Option<u32>) -> Option<(u32, Option<(BlockAddr, Mark)>)> {
         let places = self.ring.len() as u32;
         let place = place.unwrap_or(self.oldest);

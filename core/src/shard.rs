@@ -8,8 +8,8 @@
 //! Which file does what: `request` takes requests in and answers them, `read` collects blocks
 //! (`fill` brings them in), `write` puts them into the log, `discard` takes them away, `durable`
 //! waits for flushes, `push` hands closed epochs to the keeper, `reclaim` makes room in the log,
-//! `attach` takes in what recovery found, `heat` brings back what was in RAM, `scrub` finds what is to be checked, `index`
-//! keeps every reference to a block consistent.
+//! `attach` takes in what recovery found, `heat` brings back what was in RAM, `scrub` finds what is
+//! to be checked, `index` keeps every reference to a block consistent.
 
 mod attach;
 mod budget;

@@ -1,8 +1,8 @@
 //! The record of heat in a region of the cache device: which blocks are in RAM, which were there a
 //! short time ago, and what the policy has learned. Byte-exact description: FORMAT.md.
 //!
-//! It is advice: it names blocks, and no data. So its pages are written without a flush, each stands
-//! for itself, and one that is damaged or of another record is passed over.
+//! It is advice: it names blocks, and no data. So its pages are written without a flush, each
+//! stands for itself, and one that is damaged or of another record is passed over.
 
 use super::bytes::{get_u16, get_u32, get_u64, get_uuid, put};
 use crate::ids::{BLOCK_BYTES, Crc32c, VolumeId};

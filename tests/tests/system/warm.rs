@@ -1,5 +1,5 @@
-//! What was hot before a restart is hot after it. The same requests are counted before and after, so
-//! chance plays no part, and neither does how long they take.
+//! What was hot before a restart is hot after it. The same requests are counted before and after:
+//! chance plays no part.
 
 use serde_json::Value;
 

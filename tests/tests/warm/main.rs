@@ -1,5 +1,5 @@
-//! What was hot before a restart is hot after it, whatever ended the process; and what the record of
-//! it says can make nothing wrong.
+//! What was hot before a restart is hot after it, whatever ended the process; and what the record
+//! of it says can make nothing wrong.
 #![cfg(not(loom))]
 
 mod machine;

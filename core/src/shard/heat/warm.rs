@@ -210,7 +210,7 @@ impl Shard<'_> {
         (!self.volumes[volume].gone).then_some(volume)
     }
 
-    /// The object's onode, pinned; made if `make` and there is room. Looking for it is no use of it.
+    /// The object's onode, pinned; made if `make` and there is room. To look for it is no use.
     fn warm_onode(&mut self, id: VolumeId, object: u32, make: bool) -> Option<u32> {
         match self.onodes.find(id, object) {
             Some(onode) => {
