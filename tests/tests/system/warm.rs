@@ -6,8 +6,8 @@ use serde_json::Value;
 use crate::rig::{Scratch, Server, Site, run, wait};
 
 /// Requests of one run, and what is read by them: more than the memory, less than the cache.
-const REQUESTS: &str = "22000";
-const BYTES: u64 = 88 << 20;
+const REQUESTS: &str = "20000";
+const BYTES: u64 = 80 << 20;
 /// The most of a hundred requests that may be lost.
 const POINTS: f64 = 2.0;
 
@@ -18,7 +18,7 @@ fn zipf(scratch: &Scratch, server: &Server<'_>) {
     let directory = format!("--directory={}", scratch.text(""));
     let mut args =
         vec!["--name=zipf", "--ioengine=nbd", "--rw=randread", "--bs=4k", "--norandommap"];
-    args.extend(["--random_distribution=zipf:0.5", "--randseed=11", "--iodepth=8", "--thread"]);
+    args.extend(["--random_distribution=zipf:0.3", "--randseed=11", "--iodepth=8", "--thread"]);
     args.extend([uri.as_str(), &size, &requests, &directory]);
     run("fio", &args);
 }
@@ -37,7 +37,7 @@ fn measured(scratch: &Scratch, server: &Server<'_>) -> [f64; 2] {
     let after = needed(server.site());
     let [ram, nvme, store] = [0, 1, 2].map(|at| after[at] - before[at]);
     let all = ram + nvme + store;
-    assert!(all > 80e6, "{all} bytes were read");
+    assert!(all > 70e6, "{all} bytes were read");
     [ram * 100.0 / all, (ram + nvme) * 100.0 / all]
 }
 
