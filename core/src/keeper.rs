@@ -30,9 +30,9 @@
 //!   -> Committed to all -> superseded head deleted
 //! ```
 //!
-//! Packs say themselves what they hold, so the tail is the newest part of the map. When it has grown
-//! long, a checkpoint folds it into the map pages, beside the pushes: pages loaded, changed copies
-//! put, named by the next head, superseded ones deleted.
+//! Packs say themselves what they hold, so the tail is the newest part of the map. When it has
+//! grown long, a checkpoint folds it into the map pages, beside the pushes: pages loaded, changed
+//! copies put, named by the next head, superseded ones deleted.
 //!
 //! # Who owns a volume
 //!
@@ -46,14 +46,18 @@
 mod changes;
 mod checkpoint;
 mod claim;
+mod collect;
 mod cycle;
 mod edit;
 mod held;
 mod map;
 mod open;
+mod rewrite;
+mod scan;
 mod store;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -68,6 +72,7 @@ pub use self::edit::{Edit, EditError};
 use self::held::{Fate, Held};
 use self::open::Opening;
 use self::store::{Io, Request, Store};
+pub use self::usage::StoreBytes;
 use crate::event::{PushRun, ToKeeper, ToShard};
 use crate::ids::{Crc32c, Epoch, OpId, ShardId, VolumeId};
 use crate::time::{Duration, Instant};
@@ -95,6 +100,15 @@ pub struct Config {
     pub tail_packs_max: usize,
     /// Bytes of data in such packs, below which only their number counts.
     pub tail_bytes_min: u64,
+    /// Garbage is looked for when pushes have put so many bytes since the volume was claimed.
+    pub collect_after: u64,
+    /// Packs are rewritten when they have more garbage than so many percent of what is live, and
+    /// more than so many bytes.
+    pub garbage_percent: u32,
+    /// See `garbage_percent`.
+    pub garbage_min: u64,
+    /// Blocks that one rewriting copies at most: it holds 40 bytes for each.
+    pub copy_blocks_max: usize,
     /// First and longest wait before a failed store operation is tried again.
     pub backoff: (Duration, Duration),
     /// Failures of a map page's load after which the fetches that wait for it fail; and packs
@@ -117,6 +131,10 @@ impl Config {
             puts_max: 4,
             tail_packs_max: 256,
             tail_bytes_min: 16 << 20,
+            collect_after: 64 << 20,
+            garbage_percent: 35,
+            garbage_min: 8 << 20,
+            copy_blocks_max: 16384,
             backoff: (Duration::from_millis(100), Duration::from_secs(10)),
             load_attempts_max: 4,
         }
@@ -221,6 +239,12 @@ pub enum Input<'a> {
         /// Comes back in the answer.
         ticket: u64,
     },
+    /// Copies what lies in other volumes, so that this one is no clone any more. Answered by
+    /// [`Output::PushDone`], maybe much later.
+    Flatten {
+        /// Comes back in the answer.
+        ticket: u64,
+    },
     /// Push what is dirty and give the volume up. Ends in [`Output::Released`] (or
     /// [`Output::Fenced`]); at once if the volume has not been claimed yet. The front ends must
     /// have stopped writing.
@@ -236,13 +260,24 @@ pub enum Input<'a> {
     Tick,
 }
 
+/// An object of a list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Listed<'a> {
+    /// Its key.
+    pub key: &'a str,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
 /// How a store operation ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StoreResult<'a> {
     /// Of Get: what was asked for.
     Got(&'a [u8]),
     /// Of List: the keys, in any order; keys that are none of ours do no harm.
-    Listed(&'a [&'a str]),
+    Listed(&'a [Listed<'a>]),
+    /// Of Gather: the blocks are here.
+    Gathered(BatchHandle),
     /// Of Put, Create, Delete: done and durable.
     Done,
     /// Of Create: there is one already.
@@ -305,6 +340,16 @@ pub enum Output {
         /// All of it.
         bytes: Arc<[u8]>,
     },
+    /// Read blocks of packs, check every CRC, and keep them, in order, under a handle of a batch:
+    /// part `first` of a read is where its blocks go among the `blocks`.
+    Gather {
+        /// Answered by [`Input::StoreDone`].
+        op: StoreOp,
+        /// How many blocks there are.
+        blocks: u16,
+        /// What to read.
+        reads: Vec<PackRead>,
+    },
     /// All keys with a prefix.
     List {
         /// Answered by [`Input::StoreDone`].
@@ -358,7 +403,7 @@ pub enum Output {
         /// Of the query.
         op: OpId,
     },
-    /// The end of [`Input::PushNow`] or [`Input::Edit`].
+    /// The end of [`Input::PushNow`], [`Input::Edit`] or [`Input::Flatten`].
     PushDone {
         /// Of the request.
         ticket: u64,
@@ -590,8 +635,12 @@ pub struct Status {
     pub last_failure: Option<Failure>,
     /// Bytes of blocks committed since the start.
     pub pushed_bytes: u64,
-    /// Bytes put since the start, headers and map pages included.
+    /// Bytes put since the start, headers, map pages and copies included.
     pub put_bytes: u64,
+    /// What the store holds, once it has been counted.
+    pub store: Option<StoreBytes>,
+    /// Of a flattening: map pages, and how many of them have not been copied.
+    pub flatten_pages: Option<(u64, u64)>,
 }
 
 /// The machine: see the [module](self).
@@ -675,7 +724,13 @@ impl Keeper {
             (_, Input::Start(_)) => panic!("a keeper claims its volume once"),
             (state, Input::StoreDone { op, result }) => match io.store.end(op) {
                 Some(request) => finish(&mut io, state, request, result),
-                None => state,
+                None => {
+                    // Nobody waits for the blocks any more.
+                    if let StoreResult::Gathered(batch) = result {
+                        io.out.push_back(Output::DropBatch(batch));
+                    }
+                    state
+                }
             },
             (State::Claiming(mut claim), Input::Remembered { .. }) => {
                 claim.handle_remembered(&mut io);
@@ -748,6 +803,8 @@ impl Keeper {
             last_failure: self.store.last_failure,
             pushed_bytes: held.map_or(0, |held| held.pushed_bytes()),
             put_bytes: self.store.put_bytes,
+            store: held.and_then(|held| held.store_bytes()),
+            flatten_pages: held.and_then(|held| held.flatten_pages()),
         }
     }
 
@@ -845,7 +902,7 @@ fn turn_away(io: &mut Io<'_>, state: State, input: Input<'_>) -> State {
         Input::Batch { batch, .. } => io.out.push_back(Output::DropBatch(batch)),
         Input::Fetch { shard, op, .. } => io.out.push_back(Output::FetchFailed { shard, op }),
         Input::Query { shard, op, .. } => io.out.push_back(Output::QueryFailed { shard, op }),
-        Input::PushNow { ticket } | Input::Edit { ticket, .. } => {
+        Input::PushNow { ticket } | Input::Edit { ticket, .. } | Input::Flatten { ticket } => {
             io.out.push_back(Output::PushDone { ticket, committed: false });
         }
         Input::Detach if matches!(state, State::Idle | State::Claiming(_)) => {

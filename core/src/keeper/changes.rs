@@ -66,8 +66,8 @@ impl Changes {
         })
     }
 
-    /// Lays the changes, which must be in order ([`sort`](Self::sort)), on top of what lies over the
-    /// pages.
+    /// Lays the changes, which must be in order ([`sort`](Self::sort)), on top of what lies over
+    /// the pages.
     pub fn apply(&self, overlays: &mut BTreeMap<u32, MapPage>) {
         for (page, changes) in &self.pages {
             let updates = self.updates(changes);

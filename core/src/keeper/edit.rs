@@ -24,6 +24,9 @@ pub enum Edit {
     },
     /// The snapshot of this name is no more.
     DropSnapshot(String),
+    /// Nothing of the image lies in other volumes any more: it is no clone. The keeper makes this
+    /// change itself, at the end of a flattening.
+    Flattened,
 }
 
 /// Why a volume cannot be changed so.
@@ -37,6 +40,8 @@ pub enum EditError {
     TooManySnapshots,
     /// A name has 1 to 63 letters, digits, `.`, `_`, `-`.
     Name,
+    /// A part of the image lies in another volume.
+    NotFlat,
     /// What is wrong with the settings.
     Settings(&'static str),
 }
@@ -48,6 +53,7 @@ impl fmt::Display for EditError {
             Self::NoSnapshot => f.write_str("there is no snapshot of this name"),
             Self::TooManySnapshots => write!(f, "a volume has at most {SNAPSHOTS_MAX} snapshots"),
             Self::Name => f.write_str("a name has 1 to 63 letters, digits, '.', '_' or '-'"),
+            Self::NotFlat => f.write_str("it needs its parent: flatten it first"),
             Self::Settings(why) => f.write_str(why),
         }
     }
@@ -73,6 +79,11 @@ impl Edit {
                 Err(EditError::NoSnapshot)
             }
             Self::MarkSnapshot { .. } | Self::DropSnapshot(_) => Ok(()),
+            Self::Flattened => {
+                let own = head.pages.values().all(|at| at.source == 0)
+                    && head.tail.iter().all(|pack| pack.source == 0);
+                if own { Ok(()) } else { Err(EditError::NotFlat) }
+            }
         }
     }
 
@@ -94,6 +105,7 @@ impl Edit {
                 snapshots.filter(|known| known.name == *name).for_each(|s| s.deleting = *deleting);
             }
             Self::DropSnapshot(name) => head.snapshots.retain(|known| known.name != *name),
+            Self::Flattened => head.sources.clear(),
         }
     }
 }

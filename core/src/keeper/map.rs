@@ -18,8 +18,9 @@ use super::changes::Changes;
 use super::store::{Call, Fault, Io, Request, Task};
 use super::{Output, PackPart, PackRead, StoreResult};
 use crate::ids::{BLOCK_BYTES, OpId, ShardId};
+use crate::limits::MAP_PAGE_BLOCKS;
 use crate::wire::head::Head;
-use crate::wire::map_page::{Data, MapPage};
+use crate::wire::map_page::{Data, MapPage, Piece};
 use crate::wire::names;
 
 /// Unwanted blocks that are read along rather than cut a read in two.
@@ -46,6 +47,15 @@ pub(super) enum Known {
     Loading,
 }
 
+/// A page that came, and who waits for it.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) page: u32,
+    pub(super) content: Arc<MapPage>,
+    pub(super) checkpoint: bool,
+    pub(super) rewrite: bool,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Map {
     live: BTreeMap<u32, MapPage>,
@@ -62,6 +72,8 @@ struct Load {
     waiters: Vec<Wanted>,
     /// The checkpoint waits, too.
     checkpoint: bool,
+    /// A rewriting waits, too.
+    rewrite: bool,
     failures: u32,
 }
 
@@ -112,6 +124,30 @@ impl Map {
         }
     }
 
+    /// Pages that packs of the tail lie over.
+    pub(super) fn overlaid(&self) -> impl Iterator<Item = u32> + '_ {
+        self.live.keys().chain(self.frozen.keys()).copied()
+    }
+
+    /// All of a page, as the image has it.
+    pub(super) fn look_through<'a>(&'a self, page: u32, base: &'a MapPage) -> Vec<Piece<'a>> {
+        MapPage::look_through(&self.layers(page, base), 0, MAP_PAGE_BLOCKS as u16)
+    }
+
+    fn layers<'a>(&'a self, page: u32, base: &'a MapPage) -> Vec<&'a MapPage> {
+        let over = [self.live.get(&page), self.frozen.get(&page)];
+        over.into_iter().flatten().chain([base]).collect()
+    }
+
+    /// A page for a rewriting; if it is on its way, `handle_done` will say so.
+    pub(super) fn want_for_rewrite(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Known {
+        let known = self.find(io, head, page);
+        if let Known::Loading = known {
+            self.load(page).rewrite = true;
+        }
+        known
+    }
+
     /// A page for the checkpoint; if it is on its way, `handle_done` will say so.
     pub(super) fn want_for_checkpoint(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Known {
         let known = self.find(io, head, page);
@@ -122,9 +158,7 @@ impl Map {
     }
 
     fn answer(&self, io: &mut Io<'_>, head: &Head, wanted: &Wanted, base: &MapPage) {
-        let over = [self.live.get(&wanted.page), self.frozen.get(&wanted.page)];
-        let layers: Vec<&MapPage> = over.into_iter().flatten().chain([base]).collect();
-        answer(io, head, wanted, &layers);
+        answer(io, head, wanted, &self.layers(wanted.page, base));
     }
 
     /// A commit has made this the page; `None`: it is not in memory, or all zeroes.
@@ -137,14 +171,14 @@ impl Map {
         }
     }
 
-    /// The end of a load. Gives the page back if the checkpoint waits for it.
+    /// The end of a load. Gives the page back if somebody other than fetches waits for it.
     pub(super) fn handle_done(
         &mut self,
         io: &mut Io<'_>,
         head: &Head,
         request: Request,
         result: StoreResult<'_>,
-    ) -> Option<(u32, Arc<MapPage>)> {
+    ) -> Option<Loaded> {
         let Task::LoadPage { page, at } = request.task else {
             unreachable!("only loads come here")
         };
@@ -223,13 +257,14 @@ impl Map {
         head: &Head,
         page: u32,
         content: Arc<MapPage>,
-    ) -> Option<(u32, Arc<MapPage>)> {
+    ) -> Option<Loaded> {
         let load = self.loads.remove(&page).expect("the load that ends is there");
         load.waiters.iter().for_each(|wanted| self.answer(io, head, wanted, &content));
-        load.checkpoint.then_some((page, content))
+        let Load { checkpoint, rewrite, .. } = load;
+        (checkpoint || rewrite).then_some(Loaded { page, content, checkpoint, rewrite })
     }
 
-    fn reload(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Option<(u32, Arc<MapPage>)> {
+    fn reload(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Option<Loaded> {
         let current = match head.pages.get(&page) {
             None => Some(Arc::default()),
             Some(_) => self.pages.get(&page).map(|(content, _)| content.clone()),
@@ -243,7 +278,7 @@ impl Map {
         None
     }
 
-    /// The checkpoint waits for ever, clients do not.
+    /// Checkpoint and rewriting wait for ever, clients do not.
     fn fail(&mut self, io: &mut Io<'_>, request: Request, page: u32, fault: Fault) {
         let load = self.load(page);
         load.failures += 1;
@@ -251,7 +286,7 @@ impl Map {
             load.failures = 0;
             load.waiters.drain(..).for_each(|wanted| refuse(io, &wanted));
         }
-        if load.checkpoint || !load.waiters.is_empty() {
+        if load.checkpoint || load.rewrite || !load.waiters.is_empty() {
             io.again(request, fault);
         } else {
             io.store.note(io.now, request.task, fault);
@@ -290,7 +325,10 @@ fn answer(io: &mut Io<'_>, head: &Head, wanted: &Wanted, layers: &[&MapPage]) {
 }
 
 /// Turns pieces (with their first block in the fetch) into as few reads as is sensible.
-fn plan(mut pieces: Vec<(Data<'_>, u16)>, key: impl Fn(&Data<'_>) -> String) -> Vec<PackRead> {
+pub(super) fn plan(
+    mut pieces: Vec<(Data<'_>, u16)>,
+    key: impl Fn(&Data<'_>) -> String,
+) -> Vec<PackRead> {
     pieces.sort_unstable_by_key(|(data, _)| (data.pack, data.offset));
     let mut reads = Vec::new();
     let mut start = 0;

@@ -10,12 +10,13 @@
 //! The way out: all cores drained -> last push -> released in the store -> noted in the table.
 
 mod fetch;
+mod gather;
 mod links;
 mod memory;
 mod rows;
 mod volume;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,8 +25,8 @@ use bytes::Bytes;
 use heeler_core::event::{ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, OpId, ShardId, VolumeId};
 use heeler_core::keeper::{
-    self, BatchHandle, Edit, EditError, Input, Keeper, Output, PackRead, Refusal, Start, StoreOp,
-    StoreResult,
+    self, BatchHandle, Edit, EditError, Input, Keeper, Listed, Output, PackRead, Refusal, Start,
+    StoreOp, StoreResult,
 };
 use heeler_core::lending;
 use heeler_core::policy::Policy;
@@ -37,17 +38,20 @@ use heeler_core::wire::superblock::VolumeTable;
 use heeler_hw::crc32c;
 
 use self::fetch::{Fetches, Read};
+use self::gather::{Gathered, Gathers, Part};
 use self::links::Links;
 use self::memory::Divided;
 pub use self::memory::Memory;
 use self::rows::Rows;
 pub use self::volume::VolumeStatus;
 use self::volume::{State, Volume};
-use crate::mail::{CoreStatus, ExportInfo, FromControl, ToControl};
+use crate::mail::{CoreStatus, ExportInfo, FetchedPiece, FromControl, ToControl};
 use crate::wires::ControlLink;
 
 /// Mails taken from one core in a turn, and answers taken from the store.
 const TURN_MAX: usize = 256;
+/// Plans of one fetch whose packs were gone before they could be read.
+const PLANS_MAX: u32 = 4;
 /// Texts of failures that are kept.
 const NOTES_MAX: usize = 64;
 
@@ -75,13 +79,22 @@ pub trait StoreIo {
     fn poll(&mut self) -> Option<(Token, StoreAnswer)>;
 }
 
+/// An object of a list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredObject {
+    /// Its key.
+    pub key: String,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
 /// How a request to the store ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StoreAnswer {
     /// Of get: all that was asked for.
     Got(Bytes),
     /// Of list: the keys.
-    Listed(Vec<String>),
+    Listed(Vec<StoredObject>),
     /// Of put and delete: durable.
     Done,
     /// Of a create: there is one.
@@ -234,6 +247,7 @@ pub struct Purged {
 enum Pending {
     Keeper { volume: Uuid, life: u64, op: StoreOp },
     Read(Read),
+    Gather(Part),
 }
 
 /// What a report from all cores is for.
@@ -247,13 +261,25 @@ enum Purpose {
     },
 }
 
+/// What a shard asked for.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    volume: VolumeId,
+    object: u32,
+    first: u16,
+    count: u16,
+    /// How often its reads have been planned.
+    plans: u32,
+}
+
 /// A batch on its way.
 #[derive(Debug)]
 struct Batch {
     /// Of the keeper that it is for.
     life: u64,
     /// The core that it came from.
-    core: usize,
+    /// `None`: it was gathered from the store.
+    core: Option<usize>,
     bytes: Bytes,
 }
 
@@ -297,6 +323,9 @@ pub struct Control<S, T> {
     batches: BTreeMap<BatchHandle, Batch>,
     handles: u64,
     fetches: Fetches,
+    /// What each fetch under way is for.
+    asked: HashMap<(ShardId, OpId), Asked>,
+    gatherings: Gathers,
     gathers: BTreeMap<Ticket, Gather>,
     tickets: u64,
     /// Texts of failures; the first one's number is `notes_first`.
@@ -341,6 +370,8 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             batches: BTreeMap::new(),
             handles: 0,
             fetches,
+            asked: HashMap::new(),
+            gatherings: Gathers::default(),
             memory,
             gathers: BTreeMap::new(),
             tickets: 0,
@@ -693,6 +724,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 let token = self.keeper_op(index, op);
                 self.store.put(token, &key, vec![Bytes::from_owner(bytes)], true);
             }
+            Output::Gather { op, blocks, reads } => self.gather_blocks(index, op, blocks, reads),
             Output::List { op, prefix } => {
                 let token = self.keeper_op(index, op);
                 self.store.list(token, &prefix);
@@ -709,7 +741,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 }
             }
             Output::FetchPlan { shard, op, reads, .. } => self.fetch(shard, op, reads),
-            Output::FetchFailed { shard, op } => self.links.answer_fetch(shard, op, None),
+            Output::FetchFailed { shard, op } => self.end_fetch(shard, op, None),
             Output::QueryAnswer { shard, op, data } => {
                 self.links.answer_query(shard, op, Some(data));
             }
@@ -850,15 +882,79 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
 
     fn fetch(&mut self, shard: ShardId, op: OpId, reads: Vec<PackRead>) {
         if reads.is_empty() {
-            return self.links.answer_fetch(shard, op, Some(Vec::new()));
+            return self.end_fetch(shard, op, Some(Vec::new()));
         }
         self.fetches.add((shard, op), reads);
     }
 
+    /// Asks where the blocks of a fetch are.
+    fn plan_fetch(&mut self, now: Instant, shard: ShardId, op: OpId) {
+        let asked = self.asked.get_mut(&(shard, op)).expect("a fetch is answered once");
+        asked.plans += 1;
+        let Asked { volume, object, first, count, .. } = *asked;
+        match self.keeper_of(volume) {
+            Some(index) => {
+                self.feed(now, index, Input::Fetch { shard, op, object, first, count });
+            }
+            None => self.end_fetch(shard, op, None),
+        }
+    }
+
+    /// The reads of a fetch have ended. If a pack was missing it has been rewritten since they
+    /// were planned, and the keeper knows where its blocks are now.
+    fn answer_fetch(&mut self, now: Instant, answer: fetch::Answer) {
+        let fetch::Answer { shard, op, pieces, missing } = answer;
+        if missing && self.asked.get(&(shard, op)).is_some_and(|asked| asked.plans < PLANS_MAX) {
+            self.fetches.handle_copied((shard, op));
+            return self.plan_fetch(now, shard, op);
+        }
+        if missing {
+            log::error!("a fetch fails: a pack is missing in the store; run `heeler check`");
+        }
+        self.end_fetch(shard, op, pieces);
+    }
+
+    fn end_fetch(&mut self, shard: ShardId, op: OpId, pieces: Option<Vec<FetchedPiece>>) {
+        self.asked.remove(&(shard, op));
+        self.links.answer_fetch(shard, op, pieces);
+    }
+
     /// A batch's bytes are no longer held.
     fn end_batch(&mut self, batch: BatchHandle) {
-        if let Some(Batch { core, bytes, .. }) = self.batches.remove(&batch) {
+        if let Some(Batch { core: Some(core), bytes, .. }) = self.batches.remove(&batch) {
             self.links.send_to_core(core, FromControl::BatchesEnded { bytes: bytes.len() });
+        }
+    }
+
+    fn gather_blocks(&mut self, index: usize, op: StoreOp, blocks: u16, reads: Vec<PackRead>) {
+        self.volumes[index].ops += 1;
+        let whose = (self.volumes[index].uuid, self.volumes[index].life, op);
+        for part in self.gatherings.begin(whose, blocks, reads) {
+            let (key, from) = (part.plan.key.clone(), part.plan.offset);
+            let to = from + u64::from(part.plan.len);
+            let token = self.token(Pending::Gather(part));
+            self.store.get(token, &key, Some(from..to));
+        }
+    }
+
+    fn gathered(&mut self, now: Instant, (volume, life, op): gather::Whose, end: Gathered) {
+        let index = self.index(volume).filter(|i| self.volumes[*i].life == life);
+        let Some(index) = index else { return };
+        self.volumes[index].ops -= 1;
+        if matches!(self.volumes[index].state, State::Deleting(_)) {
+            return self.settle_delete(index);
+        }
+        match end {
+            Gathered::Blocks(bytes) => {
+                self.handles += 1;
+                let batch = BatchHandle(self.handles);
+                self.batches.insert(batch, Batch { life, core: None, bytes });
+                let result = StoreResult::Gathered(batch);
+                self.feed(now, index, Input::StoreDone { op, result });
+            }
+            Gathered::Failed { transient, text } => {
+                self.feed_answer(now, index, op, StoreAnswer::Failed { transient, text });
+            }
         }
     }
 
@@ -873,7 +969,12 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         match self.pending.remove(&token).expect("the store answers once") {
             Pending::Read(read) => {
                 if let Some(answer) = self.fetches.handle(now, read, answer) {
-                    self.links.answer_fetch(answer.shard, answer.op, answer.pieces);
+                    self.answer_fetch(now, answer);
+                }
+            }
+            Pending::Gather(part) => {
+                if let Some((whose, end)) = self.gatherings.handle(&part, answer) {
+                    self.gathered(now, whose, end);
                 }
             }
             Pending::Keeper { volume, life, op } => {
@@ -889,12 +990,13 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     }
 
     fn feed_answer(&mut self, now: Instant, index: usize, op: StoreOp, answer: StoreAnswer) {
-        let keys: Vec<&str>;
+        let objects: Vec<Listed<'_>>;
         let result = match &answer {
             StoreAnswer::Got(bytes) => StoreResult::Got(bytes),
             StoreAnswer::Listed(listed) => {
-                keys = listed.iter().map(String::as_str).collect();
-                StoreResult::Listed(&keys)
+                let listed = listed.iter();
+                objects = listed.map(|o| Listed { key: &o.key, bytes: o.bytes }).collect();
+                StoreResult::Listed(&objects)
             }
             StoreAnswer::Done => StoreResult::Done,
             StoreAnswer::AlreadyExists => StoreResult::AlreadyExists,
@@ -915,13 +1017,9 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 }
             }
             ToControl::Fetch { shard, op, volume, object, first, count } => {
-                match self.keeper_of(volume) {
-                    Some(index) => {
-                        let input = Input::Fetch { shard, op, object, first, count };
-                        self.feed(now, index, input);
-                    }
-                    None => self.links.answer_fetch(shard, op, None),
-                }
+                let asked = Asked { volume, object, first, count, plans: 0 };
+                self.asked.insert((shard, op), asked);
+                self.plan_fetch(now, shard, op);
             }
             ToControl::Query { shard, op, volume, object, first, count } => {
                 match self.keeper_of(volume) {
@@ -941,7 +1039,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 self.handles += 1;
                 let batch = BatchHandle(self.handles);
                 let (life, bytes) = (self.volumes[index].life, Bytes::from(bytes));
-                self.batches.insert(batch, Batch { life, core, bytes });
+                self.batches.insert(batch, Batch { life, core: Some(core), bytes });
                 let (runs, crcs) = (&runs, &crcs);
                 self.feed(now, index, Input::Batch { shard, epoch, batch, runs, crcs });
             }

@@ -14,7 +14,7 @@ use heeler_core::event::{
 };
 use heeler_core::ids::{BLOCK_BYTES, BlockRef, Epoch, OpId, PageId, ShardId, VolumeId, shard_of};
 use heeler_core::keeper::{
-    self, BatchHandle, Changes, Edit, Keeper, PackRead, StoreOp, StoreResult,
+    self, BatchHandle, Changes, Edit, Keeper, Listed, PackRead, StoreOp, StoreResult,
 };
 use heeler_core::policy::Policy;
 use heeler_core::recovery::{Need, Recovered, Recovery, RegionLayout};
@@ -245,6 +245,8 @@ impl World {
         config.push_after = Duration::from_millis(after);
         config.pages_max = 2;
         (config.tail_packs_max, config.tail_bytes_min) = (5, 1 << 20);
+        (config.collect_after, config.garbage_min) = (1 << 18, 1 << 18);
+        config.copy_blocks_max = 200;
         config.backoff = (Duration::from_micros(500), Duration::from_millis(5));
         config.load_attempts_max = u32::MAX;
         let mut life = Life {
@@ -259,6 +261,7 @@ impl World {
             next_token: 1,
             store_ops: BTreeMap::new(),
             fetches: Vec::new(),
+            asked: BTreeMap::new(),
             batches: BTreeMap::new(),
             next_batch: 1,
             to_shard: vec![VecDeque::new(); usize::from(SHARDS)],
@@ -362,6 +365,8 @@ struct Life<'w, 'a> {
     store_ops: BTreeMap<u64, StoreOp>,
     /// Fetch plans to be carried out: shard, operation, pages, reads.
     fetches: Vec<(usize, OpId, Vec<PackRead>)>,
+    /// What each fetch was for, by shard and slot of the operation.
+    asked: BTreeMap<(usize, u32), (u32, u16, u16)>,
     batches: BTreeMap<BatchHandle, Vec<u8>>,
     next_batch: u64,
     to_shard: Vec<VecDeque<ToShard>>,
@@ -608,6 +613,7 @@ impl Life<'_, '_> {
                     }
                 }
                 Output::Fetch { op, object, first, count, .. } => {
+                    self.asked.insert((shard, op.slot), (object, first, count));
                     self.to_keeper[shard].push_back(FromShard::Fetch { op, object, first, count });
                 }
                 Output::Query { op, object, first, count, .. } => {
@@ -680,13 +686,21 @@ impl Life<'_, '_> {
         let World { store, rng, .. } = &mut *self.world;
         let Some((token, answer)) = store.step(rng) else { return };
         let op = self.store_ops.remove(&token).expect("asked for");
-        let keys: Vec<&str> = match &answer {
-            Answer::Listed(keys) => keys.iter().map(String::as_str).collect(),
+        let keys: Vec<Listed<'_>> = match &answer {
+            Answer::Listed(found) => {
+                found.iter().map(|(key, bytes)| Listed { key, bytes: *bytes }).collect()
+            }
             _ => Vec::new(),
         };
         let result = match &answer {
             Answer::Got(bytes) => StoreResult::Got(bytes),
             Answer::Listed(_) => StoreResult::Listed(&keys),
+            Answer::Gathered(bytes) => {
+                let batch = BatchHandle(self.next_batch);
+                self.next_batch += 1;
+                self.batches.insert(batch, bytes.clone());
+                StoreResult::Gathered(batch)
+            }
             Answer::Done => StoreResult::Done,
             Answer::AlreadyExists => StoreResult::AlreadyExists,
             Answer::NotFound => StoreResult::NotFound,
@@ -734,6 +748,9 @@ impl Life<'_, '_> {
                 }
                 keeper::Output::List { op, prefix } => {
                     self.store_op(op, prefix, StoreOpKind::List);
+                }
+                keeper::Output::Gather { op, blocks, reads } => {
+                    self.store_op(op, String::new(), StoreOpKind::Gather(blocks, reads));
                 }
                 keeper::Output::Delete { op, key } => self.store_op(op, key, StoreOpKind::Delete),
                 keeper::Output::DropBatch(batch) => {
@@ -840,6 +857,15 @@ impl Life<'_, '_> {
         let (shard, op, reads) = self.fetches.remove(0);
         let pages = self.shards[shard].op_pages(op).to_vec();
         let mut crcs = vec![None; pages.len()];
+        if reads.iter().any(|read| !self.world.store.objects.contains_key(&read.key)) {
+            // The pack was rewritten since: where is it now?
+            let (object, first, count) = self.asked[&(shard, op.slot)];
+            let shard = ShardId(shard as u16);
+            let now = self.now();
+            let input = keeper::Input::Fetch { shard, op, object, first, count };
+            self.keeper.handle(now, input);
+            return self.drain_keeper();
+        }
         for read in reads {
             let pack = &self.world.store.objects[&read.key];
             let bytes = &pack[read.offset as usize..read.offset as usize + read.len as usize];

@@ -74,8 +74,12 @@ impl StoreIo for MemoryStore {
 
     fn list(&mut self, token: Token, prefix: &str) {
         self.answer(token, |store| {
-            let keys = store.objects.keys().filter(|key| key.starts_with(prefix));
-            StoreAnswer::Listed(keys.cloned().collect())
+            let found = store.objects.iter().filter(|(key, _)| key.starts_with(prefix));
+            let object = |(key, bytes): (&String, &Vec<u8>)| StoredObject {
+                key: key.clone(),
+                bytes: bytes.len() as u64,
+            };
+            StoreAnswer::Listed(found.map(object).collect())
         });
     }
 
@@ -388,6 +392,33 @@ fn a_fetch_outlasts_an_outage_but_not_for_ever() {
     rig.store.borrow_mut().down = true;
     rig.fetch(volume, 3, 1);
     (0..70).for_each(|_| rig.after(Duration::from_secs(1)));
+    assert_eq!(fetched(rig.mail_of(0)), None);
+}
+
+/// A fetch was planned, and before it could read, the pack was rewritten and deleted: what a client
+/// asked for would have been an I/O error.
+#[test]
+fn a_fetch_whose_pack_has_gone_is_planned_again() {
+    let mut rig = rig();
+    let volume = rig.serve(false);
+    rig.control.push(rig.now, UUID);
+    rig.push(volume, &[[5; BLOCK_BYTES]]);
+    let pack = rig.newest_head().tail[0];
+    rig.store.borrow_mut().down = true;
+    rig.fetch(volume, 3, 1);
+    rig.store.borrow_mut().down = false;
+    rig.control.push(rig.now, UUID);
+    rig.push(volume, &[[6; BLOCK_BYTES]]);
+    (0..CORES).for_each(|core| _ = rig.mail_of(core));
+    let key = names::pack_key(UUID, pack.epoch, pack.n);
+    assert!(rig.store.borrow_mut().objects.remove(&key).is_some());
+    rig.after(Duration::from_secs(1));
+    assert_eq!(fetched(rig.mail_of(0)).expect("found"), [(0, vec![6; BLOCK_BYTES])]);
+    // What is nowhere is an error, and not tried for ever.
+    let pack = rig.newest_head().tail[1];
+    let key = names::pack_key(UUID, pack.epoch, pack.n);
+    assert!(rig.store.borrow_mut().objects.remove(&key).is_some());
+    rig.fetch(volume, 3, 1);
     assert_eq!(fetched(rig.mail_of(0)), None);
 }
 
