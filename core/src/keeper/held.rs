@@ -95,7 +95,15 @@ impl Held {
     }
 
     fn tell_buffering(&self, io: &mut Io<'_>) {
-        broadcast(io, ToShard::Buffering { volume: io.volume, buffering: self.buffering });
+        broadcast(
+            io,
+            ToShard::Settings {
+                volume: io.volume,
+                mode: crate::event::Mode::default(),
+                buffering: self.buffering,
+                pinned: false,
+            },
+        );
     }
 
     pub(super) fn open(&self) -> Epoch {
@@ -191,7 +199,9 @@ impl Held {
                 let since = covering.map_or(&mut self.dirty_since, |cycle| &mut cycle.dirty_since);
                 since.get_or_insert(io.now);
             }
-            ToKeeper::Pressure { .. } => self.wanted |= covering.is_none(),
+            ToKeeper::Pressure { .. } | ToKeeper::Sync { .. } => {
+                self.wanted |= covering.is_none();
+            }
             ToKeeper::Frozen { epoch, blocks, .. } => {
                 self.cycle_of(epoch).handle_frozen(io, shard, blocks);
             }

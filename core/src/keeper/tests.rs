@@ -392,7 +392,7 @@ impl World {
                     shard.to_keeper.push_back(FromShard::Mail(ToKeeper::Dirtied { volume }));
                 }
             }
-            ToShard::Buffering { buffering, .. } => shard.buffering = buffering,
+            ToShard::Settings { buffering, .. } => shard.buffering = buffering,
             ToShard::Freeze { next, .. } => {
                 assert!(shard.closed.is_empty(), "one push at a time");
                 let epoch = Epoch(shard.open_epoch);

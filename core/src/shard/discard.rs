@@ -44,7 +44,8 @@ impl Shard<'_> {
             kind: EntryKind::Zeroes,
             epoch,
         };
-        self.log.push_entry(entry, Some(task));
+        let early = self.answers_from_ram(task, 0);
+        self.log.push_entry(entry, (!early).then_some(task));
         self.note_zero_range(&entry);
         let before = self.resident_blocks();
         if whole {
@@ -55,9 +56,11 @@ impl Shard<'_> {
         self.counters.discarded_blocks += before - self.resident_blocks();
         let slot = self.tasks.get_mut(task);
         slot.appended = count as u16;
-        slot.records = 1;
+        slot.early = early;
+        slot.records = u16::from(!early);
         slot.epoch = epoch;
         self.unpin_task_onode(task);
+        self.installed(task);
         true
     }
 

@@ -4,7 +4,6 @@
 use super::{Shard, volume::Phase};
 use crate::cache;
 pub(super) use crate::cache::{addr, place};
-use crate::event::{Output, ToKeeper};
 use crate::ids::{Epoch, PageId};
 use crate::limits::LEAF_BLOCKS;
 use crate::onode::NIL;
@@ -173,11 +172,7 @@ impl Shard<'_> {
             state.dirty_list[parity] = onode;
             self.onodes.settle(onode);
         }
-        if !state.dirtied {
-            state.dirtied = true;
-            let volume = state.id;
-            self.emit(Output::Keeper(ToKeeper::Dirtied { volume }));
-        }
+        state.dirtied = true;
     }
 
     /// Clears the dirty marks `mask` of a leaf (or shadow) in one epoch.

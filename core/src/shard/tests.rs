@@ -1,6 +1,8 @@
 //! What requests advise, and what a volume's defaults do, on one shard whose device and store
 //! answer at once. A page is one number here: its content and its checksum.
 
+mod modes;
+
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -8,7 +10,7 @@ use alloc::vec::Vec;
 use super::read::Source;
 use super::*;
 use crate::counters::{Counts, Scrubbed};
-use crate::event::{Advice, Buffering, Reply, Request, RequestKind, ToKeeper, ToShard};
+use crate::event::{Advice, Buffering, Mode, Reply, Request, RequestKind, ToKeeper, ToShard};
 use crate::ids::{BLOCK_BYTES, Epoch};
 use crate::policy::Policy;
 use crate::recovery::RegionLayout;
@@ -35,6 +37,8 @@ struct World<'a> {
     /// What the last read gave.
     read: Vec<u32>,
     replies: u64,
+    /// How each request ended, by its id.
+    answers: BTreeMap<u64, Status>,
 }
 
 fn config(policy: Policy) -> ShardConfig {
@@ -67,6 +71,7 @@ impl<'a> World<'a> {
             open,
             read: Vec::new(),
             replies: 0,
+            answers: BTreeMap::new(),
         };
         let blocks = u64::from(OBJECTS * OBJECT_BLOCKS);
         let committed = Epoch(open.0 - 1);
@@ -81,7 +86,11 @@ impl<'a> World<'a> {
     }
 
     fn set(&mut self, reads: bool, writes: bool) {
-        self.mail(ToShard::Buffering { volume: VOLUME, buffering: Buffering { reads, writes } });
+        self.settings(Mode::default(), Buffering { reads, writes });
+    }
+
+    fn settings(&mut self, mode: Mode, buffering: Buffering) {
+        self.mail(ToShard::Settings { volume: VOLUME, mode, buffering, pinned: false });
     }
 
     fn tell(&mut self, input: Input<'_>) {
@@ -89,7 +98,8 @@ impl<'a> World<'a> {
         self.shard.handle(Instant(self.now * 1000), input).expect("drained, and tasks are left");
         while let Some(output) = self.shard.poll_output() {
             match output {
-                Output::Reply(reply) => self.answered(&reply),
+                Output::Reply(reply) | Output::Late(reply) => self.answered(&reply),
+                Output::HandBack { .. } => self.take_pages_back(),
                 Output::Batch { op, .. } => {
                     self.take_batch();
                     self.todo.push_back(Output::Batch { op, volume: VOLUME, epoch: self.open });
@@ -100,11 +110,11 @@ impl<'a> World<'a> {
     }
 
     fn answered(&mut self, reply: &Reply) {
-        assert_eq!(reply.status, Status::Ok);
+        self.answers.insert(reply.id, reply.status);
         self.replies += 1;
         let blocks = self.shard.reply_blocks().to_vec();
         match reply.kind {
-            RequestKind::Write => self.transit.extend(blocks.iter().map(|block| block.page)),
+            RequestKind::Write => self.take_pages_back(),
             RequestKind::Read => {
                 let content = |block: &BlockRef| match block.page {
                     PageId::NONE => 0,
@@ -120,10 +130,18 @@ impl<'a> World<'a> {
         }
     }
 
+    fn take_pages_back(&mut self) {
+        self.transit.extend(self.shard.reply_blocks().iter().map(|block| block.page));
+    }
+
     fn take_batch(&mut self) {
         let mut blocks = self.shard.batch_blocks().to_vec().into_iter();
         for run in self.shard.batch_runs().to_vec() {
             for block in run.first..run.first + run.count {
+                if run.zero {
+                    self.store.remove(&(run.object, block));
+                    continue;
+                }
                 let page = blocks.next().expect("a page for each block").page;
                 self.store.insert((run.object, block), self.pages[page.0 as usize]);
             }
@@ -202,10 +220,23 @@ impl<'a> World<'a> {
         self.request(kind, advice, first, count);
         self.settle();
         assert_eq!(self.replies, replies + 1);
+        assert_eq!(self.answers[&1], Status::Ok);
     }
 
     /// Hands a request in, and nothing more.
     fn request(&mut self, kind: RequestKind, advice: Advice, first: u32, count: u32) {
+        self.request_as(1, (kind, false), advice, first, count);
+    }
+
+    /// The same, under a number of its own; `fua` beside the kind.
+    fn request_as(
+        &mut self,
+        id: u64,
+        (kind, fua): (RequestKind, bool),
+        advice: Advice,
+        first: u32,
+        count: u32,
+    ) {
         let mut blocks = Vec::new();
         if kind == RequestKind::Write {
             for block in first..first + count {
@@ -216,7 +247,7 @@ impl<'a> World<'a> {
         }
         let (object, offset) = (first / OBJECT_BLOCKS, first % OBJECT_BLOCKS * BLOCK);
         let (volume, len) = (VOLUME, count * BLOCK);
-        let request = Request { id: 1, kind, fua: false, advice, volume, object, offset, len };
+        let request = Request { id, kind, fua, advice, volume, object, offset, len };
         self.tell(Input::Request(request, &blocks));
     }
 
