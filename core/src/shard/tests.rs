@@ -20,6 +20,7 @@ const VOLUME: VolumeId = VolumeId(3);
 const OBJECT_SHIFT: u8 = 18;
 const OBJECT_BLOCKS: u32 = 1 << (OBJECT_SHIFT - 12);
 const OBJECTS: u32 = 24;
+const SEGMENTS: u32 = 64;
 const SHARD_PAGES: u32 = 320;
 const TRANSIT_PAGES: u32 = 64;
 const BLOCK: u32 = BLOCK_BYTES as u32;
@@ -42,7 +43,7 @@ struct World<'a> {
 }
 
 fn config(policy: Policy) -> ShardConfig {
-    let layout = RegionLayout { region: [1; 16], segment_pages: 64, segments: 32 };
+    let layout = RegionLayout { region: [1; 16], segment_pages: 64, segments: SEGMENTS };
     ShardConfig { tasks: 64, adopted_max: 64, policy, ..ShardConfig::for_region(layout, crc32c) }
 }
 
@@ -54,7 +55,7 @@ impl<'a> World<'a> {
     fn new(storage: &'a mut ShardStorage, policy: Policy) -> Self {
         let own: Vec<_> = (0..SHARD_PAGES).map(PageId).collect();
         let empty = Recovered {
-            segment_seqs: vec![0; 32],
+            segment_seqs: vec![0; SEGMENTS as usize],
             next_seq: 1,
             next_segment_seq: 1,
             ..Recovered::default()
@@ -64,7 +65,7 @@ impl<'a> World<'a> {
             now: 1,
             shard: Shard::new(config(policy), storage, &own, empty),
             pages: vec![0; (SHARD_PAGES + TRANSIT_PAGES) as usize],
-            region: vec![0; 64 * 32],
+            region: vec![0; 64 * SEGMENTS as usize],
             store: BTreeMap::new(),
             transit: (SHARD_PAGES..SHARD_PAGES + TRANSIT_PAGES).map(PageId).collect(),
             todo: VecDeque::new(),
@@ -528,4 +529,25 @@ fn a_push_does_not_wait_for_a_move_that_cannot_end() {
     assert_eq!(world.store.get(&(0, 0)), Some(&content(kept)));
     world.todo.extend(moves);
     world.settle();
+}
+
+/// Zero ranges were forgotten only when the log went round. A client that discards much and writes
+/// little came to a stop, for ever, when their table was full.
+#[test]
+fn discards_go_on_when_the_store_knows_the_ones_before() {
+    let mut storage = storage(Policy::default());
+    let mut world = World::new(&mut storage, Policy::default());
+    for at in 0..10_000 {
+        world.request(RequestKind::Zero, Advice::None, at % 900, 1);
+        if at % 64 == 0 {
+            world.settle();
+        }
+        let presses = |output: &Output| matches!(output, Output::Keeper(ToKeeper::Pressure { .. }));
+        if !world.turns(4, presses).is_empty() {
+            world.push();
+        }
+    }
+    world.settle();
+    assert_eq!(world.replies, 10_000);
+    assert!(world.shard.log().free_segments() > 8, "the log has not gone round");
 }
