@@ -537,17 +537,16 @@ fn a_push_does_not_wait_for_a_move_that_cannot_end() {
 fn discards_go_on_when_the_store_knows_the_ones_before() {
     let mut storage = storage(Policy::default());
     let mut world = World::new(&mut storage, Policy::default());
-    for at in 0..10_000 {
-        world.request(RequestKind::Zero, Advice::None, at % 900, 1);
-        if at % 64 == 0 {
-            world.settle();
+    let presses = |output: &Output| matches!(output, Output::Keeper(ToKeeper::Pressure { .. }));
+    for batch in 0..250 {
+        for at in 0..40 {
+            world.request(RequestKind::Zero, Advice::None, (batch * 40 + at) % 700, 1);
         }
-        let presses = |output: &Output| matches!(output, Output::Keeper(ToKeeper::Pressure { .. }));
         if !world.turns(4, presses).is_empty() {
-            world.push();
+            world.open = world.open.next();
+            world.mail(ToShard::Freeze { volume: VOLUME, next: world.open });
         }
     }
-    world.settle();
     assert_eq!(world.replies, 10_000);
     assert!(world.shard.log().free_segments() > 8, "the log has not gone round");
 }

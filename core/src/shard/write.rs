@@ -209,7 +209,6 @@ impl Shard<'_> {
             let from = first + done as u16;
             let needed = self.leaves_needed(volume, onode, from, count - done);
             if !self.reserve_leaves(needed) {
-                self.press();
                 return false;
             }
             let Some(room) = self.begin(count - done, false) else { return false };

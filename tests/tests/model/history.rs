@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use heeler_core::event::Mode;
+
 /// Bytes of a sector: all writes are aligned to it.
 pub(crate) const SECTOR: usize = 512;
 
@@ -21,6 +23,18 @@ pub(crate) enum Promise {
     Durable,
     /// The loss of the cache.
     Stored,
+}
+
+impl Promise {
+    /// What a change is promised that is answered in a mode.
+    pub(crate) fn of(mode: Mode, fua: bool) -> Self {
+        match mode {
+            Mode::WriteThrough | Mode::WriteAround | Mode::None => Self::Stored,
+            Mode::WriteBack | Mode::Ram if fua => Self::Durable,
+            Mode::WriteBack => Self::Logged,
+            Mode::Ram | Mode::Ephemeral => Self::Nothing,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -10,7 +10,6 @@
 #![cfg(not(loom))]
 
 mod history;
-mod modes;
 mod store;
 mod world;
 

@@ -4,7 +4,7 @@
 //! One life lasts from a start to a crash or a release. The device, the store and the volume table
 //! last longer.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 
 use heeler_core::config::ShardConfig;
@@ -13,21 +13,23 @@ use heeler_core::event::{
     ToShard,
 };
 use heeler_core::ids::{BLOCK_BYTES, BlockRef, Epoch, OpId, PageId, ShardId, VolumeId, shard_of};
-use heeler_core::keeper::{self, BatchHandle, Keeper, PackRead, StoreOp, StoreResult};
+use heeler_core::keeper::{
+    self, BatchHandle, Changes, Edit, Keeper, PackRead, StoreOp, StoreResult,
+};
 use heeler_core::policy::Policy;
 use heeler_core::recovery::{Need, Recovered, Recovery, RegionLayout};
 use heeler_core::shard::{Budget, Shard, ShardStorage};
 use heeler_core::time::{Duration, Instant};
-use heeler_core::wire::head::Head;
+use heeler_core::wire::head::{Head, Settings};
 use heeler_core::wire::map_page::MapPage;
 use heeler_core::wire::names::{self, Nonce, Uuid};
+use heeler_core::wire::pack;
 use heeler_core::wire::superblock::Superblock;
 use heeler_hw::queue::{BlockFile, BlockQueue, Io, IoKind};
 use heeler_hw::sim::{CrashKind, Rng, SimDisk, SimQueue};
 use heeler_hw::{AlignedBuf, Arena, crc32c};
 
 use crate::history::{History, Promise, SECTOR};
-use crate::modes;
 use crate::store::{Answer, SimStore, StoreOpKind};
 
 pub(crate) const SHARDS: u16 = 2;
@@ -61,7 +63,7 @@ pub(crate) struct World {
     pub(crate) history: History,
     pub(crate) now: u64,
     superblock: Superblock,
-    pub(crate) volume: VolumeId,
+    volume: VolumeId,
     nonces: Vec<Nonce>,
     released: bool,
     next_stamp: u64,
@@ -78,7 +80,6 @@ pub(crate) struct World {
     pub(crate) resizes: bool,
     /// The volume's mode changes all the time.
     pub(crate) modes: bool,
-    mode: Mode,
 }
 
 /// What happened, so that a test can say that something did.
@@ -132,7 +133,6 @@ impl World {
             churns: false,
             resizes: false,
             modes: false,
-            mode: Mode::default(),
         }
     }
 
@@ -177,17 +177,31 @@ impl World {
         let head =
             Head::decode(&self.store.objects[key], UUID, number, crc32c).expect("a sound head");
         let mut image = vec![0; self.volume_bytes / SECTOR];
-        for (page, epoch) in &head.pages {
-            let bytes = &self.store.objects[&names::map_key(UUID, *page, *epoch)];
-            let map = MapPage::decode(bytes, UUID, *page, *epoch, crc32c).expect("a sound map");
+        let mut overlays = BTreeMap::new();
+        for tail in &head.tail {
+            let bytes = &self.store.objects[&names::pack_key(UUID, tail.epoch, tail.n)];
+            let header = pack::Header::decode(bytes, crc32c).expect("a sound pack");
+            let mut changes = Changes::default();
+            changes.add(&head, *tail, &header);
+            assert!(changes.sort(), "a pack has each block once");
+            changes.apply(&mut overlays);
+        }
+        let pages: BTreeSet<u32> = head.pages.keys().chain(overlays.keys()).copied().collect();
+        for page in &pages {
+            let base = head.pages.get(page).map(|at| {
+                let bytes = &self.store.objects[&names::map_key(UUID, *page, at.epoch)];
+                MapPage::decode(bytes, (&[UUID], 0), *page, at.epoch, crc32c).expect("a sound map")
+            });
+            let over = overlays.get(page).map(MapPage::updates).unwrap_or_default();
+            let map = base.unwrap_or_default().apply(&over);
             for piece in map.lookup(0, heeler_core::limits::MAP_PAGE_BLOCKS as u16) {
                 let Some(data) = piece.data else { continue };
                 let pack =
                     &self.store.objects[&names::pack_key(UUID, data.pack.epoch, data.pack.n)];
                 for at in 0..usize::from(piece.count) {
-                    let offset =
-                        usize::from(data.pack.header_pages) + usize::from(data.offset) + at;
-                    let block = &pack[offset * BLOCK_BYTES..(offset + 1) * BLOCK_BYTES];
+                    let from = usize::from(data.pack.header_bytes)
+                        + (usize::from(data.offset) + at) * BLOCK_BYTES;
+                    let block = &pack[from..from + BLOCK_BYTES];
                     assert_eq!(crc32c(0, block), data.crcs[at], "a block of a pack");
                     let first = (usize::from(piece.first) + at) * SECTORS_OF_BLOCK;
                     for sector in 0..SECTORS_OF_BLOCK {
@@ -235,6 +249,7 @@ impl World {
         let after = if self.churns { 40 } else { 5 };
         config.push_after = Duration::from_millis(after);
         config.pages_max = 2;
+        (config.tail_packs_max, config.tail_bytes_min) = (5, 1 << 20);
         config.backoff = (Duration::from_micros(500), Duration::from_millis(5));
         config.load_attempts_max = u32::MAX;
         let mut life = Life {
@@ -343,12 +358,12 @@ enum Asked {
     Scan,
 }
 
-pub(crate) struct Life<'w, 'a> {
-    pub(crate) world: &'w mut World,
+struct Life<'w, 'a> {
+    world: &'w mut World,
     arena: Arena,
     shards: Vec<Shard<'a>>,
     queue: SimQueue,
-    pub(crate) keeper: Keeper,
+    keeper: Keeper,
     attached: bool,
     over: Option<&'static str>,
     /// Device operations: which shard's, and the pages of a read.
@@ -359,7 +374,7 @@ pub(crate) struct Life<'w, 'a> {
     fetches: Vec<(usize, OpId, Vec<PackRead>)>,
     batches: BTreeMap<BatchHandle, Vec<u8>>,
     next_batch: u64,
-    pub(crate) to_shard: Vec<VecDeque<ToShard>>,
+    to_shard: Vec<VecDeque<ToShard>>,
     to_keeper: Vec<VecDeque<FromShard>>,
     transit: Vec<PageId>,
     requests: BTreeMap<u64, Asked>,
@@ -386,7 +401,7 @@ enum FromShard {
 }
 
 impl Life<'_, '_> {
-    pub(crate) fn now(&self) -> Instant {
+    fn now(&self) -> Instant {
         Instant(self.world.now * 1000)
     }
 
@@ -408,9 +423,7 @@ impl Life<'_, '_> {
         let now = self.now();
         self.keeper.handle(now, keeper::Input::Start(start));
         self.drain_keeper();
-        self.pump(100_000, |life| life.attached);
-        self.tell_mode(self.world.mode);
-        self.pump(100_000, |life| life.to_shard.iter().all(VecDeque::is_empty));
+        self.pump(100_000, |life| life.attached && life.to_shard.iter().all(VecDeque::is_empty));
         self.world.released = false;
     }
 
@@ -709,7 +722,7 @@ impl Life<'_, '_> {
         self.world.store.submit(token, key, kind);
     }
 
-    pub(crate) fn drain_keeper(&mut self) {
+    fn drain_keeper(&mut self) {
         while let Some(output) = self.keeper.poll_output() {
             match output {
                 keeper::Output::Remember { nonce, ours } => {
@@ -724,7 +737,9 @@ impl Life<'_, '_> {
                 }
                 keeper::Output::Attached(_) => self.attached = true,
                 keeper::Output::Refused(refusal) => panic!("refused: {refusal}"),
-                keeper::Output::Get { op, key } => self.store_op(op, key, StoreOpKind::Get),
+                keeper::Output::Get { op, key, first } => {
+                    self.store_op(op, key, StoreOpKind::Get(first));
+                }
                 keeper::Output::Put { op, key, meta, batches } => {
                     let mut bytes = meta.to_vec();
                     for batch in batches {
@@ -767,6 +782,7 @@ impl Life<'_, '_> {
                     self.world.history.promise(asked, Promise::Stored);
                     self.world.check_image();
                 }
+                keeper::Output::EditRefused { why, .. } => panic!("refused: {why}"),
                 keeper::Output::Fenced { .. } => self.over = Some("fenced"),
                 keeper::Output::Released => self.over = Some("released"),
             }
@@ -804,6 +820,7 @@ impl Life<'_, '_> {
         let shard = self.world.rng.index(self.shards.len());
         if let Some(mail) = self.to_shard[shard].pop_front() {
             if let ToShard::Settings { mode, .. } = mail {
+                self.world.stats.mode_changes += u64::from(mode != self.modes[shard]);
                 self.modes[shard] = mode;
             }
             self.tell(shard, Input::Keeper(mail));
@@ -883,6 +900,9 @@ impl Life<'_, '_> {
         if self.world.churns && choice < 99 {
             return;
         }
+        if self.world.churns && self.world.modes {
+            return self.ask_push();
+        }
         match self.world.rng.below(100) {
             0..50 => self.ask_write(),
             50..80 => {
@@ -906,30 +926,26 @@ impl Life<'_, '_> {
                 let (at, len) = self.some_range();
                 self.send(RequestKind::Status, false, at, len, Asked::Other);
             }
-            _ if self.world.modes && self.world.rng.chance(1, 2) => {
-                self.world.mode = self.draw_mode();
-                self.change_mode(self.world.mode);
-            }
-            _ => {
-                let (ticket, now) = (self.ticket(), self.now());
-                let rng = &mut self.world.rng;
-                let buffering = Buffering { reads: rng.chance(2, 3), writes: rng.chance(2, 3) };
-                let input = match rng.chance(1, 3) {
-                    true => keeper::Input::SetBuffering { buffering, ticket },
-                    false => keeper::Input::PushNow { ticket },
-                };
-                self.keeper.handle(now, input);
-                self.drain_keeper();
-            }
+            _ => self.ask_push(),
         }
     }
 
-    /// The number of a push that is asked for now.
-    pub(crate) fn ticket(&mut self) -> u64 {
-        let ticket = self.next_request;
+    /// A push, by itself or with other settings.
+    fn ask_push(&mut self) {
+        let (ticket, now) = (self.next_request, self.now());
         self.next_request += 1;
         self.pushes.insert(ticket, self.world.now);
-        ticket
+        let rng = &mut self.world.rng;
+        let buffering = Buffering { reads: rng.chance(2, 3), writes: rng.chance(2, 3) };
+        let modes = if self.world.modes { Mode::ALL } else { &Mode::ALL[..1] };
+        let mode = modes[rng.index(modes.len())];
+        let edit = Edit::Settings(Settings { mode, buffering, ..Settings::default() });
+        let input = match rng.chance(1, 3) {
+            true => keeper::Input::Edit { edit: &edit, ticket },
+            false => keeper::Input::PushNow { ticket },
+        };
+        self.keeper.handle(now, input);
+        self.drain_keeper();
     }
 
     /// A range of sectors that one request may have, in bytes of the volume.
@@ -1089,7 +1105,7 @@ impl Life<'_, '_> {
             }
             Asked::Change { stamp, fua } => {
                 self.transit.extend(blocks.iter().map(|block| block.page));
-                let promise = modes::promise(self.modes[shard], fua);
+                let promise = Promise::of(self.modes[shard], fua);
                 self.world.history.ack(stamp, now, promise);
             }
             Asked::Flush(flush) => {

@@ -8,8 +8,7 @@ use crate::hammer::Hammer;
 use crate::rig::{Scratch, Server, Site, assert_begins, assert_same, run, wait};
 use crate::s3::{Moto, Wire};
 
-const MODES: [&str; 6] =
-    ["writeback", "ram", "writethrough", "writearound", "none", "ephemeral"];
+const MODES: [&str; 6] = ["writeback", "ram", "writethrough", "writearound", "none", "ephemeral"];
 
 fn set_mode(site: &Site, volume: &str, mode: &str) {
     site.run(&["volume", "set", volume, &format!("mode={mode}")]);
