@@ -73,7 +73,16 @@ pub(crate) fn cache(common: Common<'_>, command: &CacheCommand) -> Result<(), St
 /// `heeler volume ...`.
 pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), String> {
     match command {
-        VolumeCommand::Create { name, size, object_size, buffered_read, buffered_write, store } => {
+        VolumeCommand::Create {
+            name,
+            size,
+            object_size,
+            mode,
+            buffered_read,
+            buffered_write,
+            store,
+        } => {
+            let mode = *mode;
             let buffering =
                 Buffering { reads: (*buffered_read).into(), writes: (*buffered_write).into() };
             match Target::find(common, store, true)? {
@@ -81,11 +90,12 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
                     name: name.clone(),
                     size_bytes: size.0,
                     object_bytes: object_size.0,
+                    mode,
                     buffered_read: buffering.reads,
                     buffered_write: buffering.writes,
                 })?,
                 Target::Store(store) => {
-                    let settings = Settings { buffering, ..Settings::default() };
+                    let settings = Settings { mode, buffering, ..Settings::default() };
                     let new = new_volume(name, size.0, object_size.0, settings)?;
                     run(volumes::create(&store, &new))?.map_err(|e| e.to_string())?;
                 }

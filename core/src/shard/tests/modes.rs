@@ -245,7 +245,7 @@ fn an_ephemeral_volume_is_pushed_when_the_log_needs_room() {
     world.mode(Mode::Ephemeral);
     let presses = |output: &Output| matches!(output, Output::Keeper(ToKeeper::Pressure { .. }));
     let mut pressed = 0;
-    for first in (0..1024).step_by(32) {
+    for first in (0..1536).step_by(32) {
         world.request(RequestKind::Write, Advice::None, first, 32);
         pressed += world.turns(8, presses).len();
     }
