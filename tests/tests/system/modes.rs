@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::durability::dirty;
 use crate::hammer::Hammer;
-use crate::rig::{Scratch, Server, Site, assert_begins, assert_same, run, wait};
+use crate::rig::{Scratch, Server, Site, assert_begins, run, wait};
 use crate::s3::{Moto, Wire};
 
 const MODES: [&str; 6] = ["writeback", "ram", "writethrough", "writearound", "none", "ephemeral"];
@@ -109,7 +109,7 @@ fn an_ephemeral_volume_stays_out_of_the_store_until_it_is_pushed() {
     let site = Site::new(&scratch);
     site.run_on_store(&["volume", "create", "disk0", "--size", "64M", "--mode", "ephemeral"]);
     site.make_volume("disk1");
-    let image = scratch.dense("image", 8 << 20, 22);
+    let image = scratch.dense("image", 2 << 20, 22);
     let server = site.serve(&[]);
     run("nbdcopy", &["--flush", &image, &server.uri("disk0")]);
     assert_written(write_one(&server.uri("disk1"), "0", "0x22"));
@@ -118,7 +118,7 @@ fn an_ephemeral_volume_stays_out_of_the_store_until_it_is_pushed() {
         site.json(&["volume", "info", volume])["dirty_bytes"].as_u64().expect("a number")
     };
     wait("the other volume is pushed", || (dirty_of("disk1") == 0).then_some(()));
-    assert_eq!(dirty_of("disk0"), 8 << 20);
+    assert_eq!(dirty_of("disk0"), 2 << 20);
     server.push("disk0");
     assert_eq!(dirty_of("disk0"), 0);
     server.stop();
@@ -173,7 +173,7 @@ fn only_those_wait_for_the_store_who_asked_for_it() {
     for volume in ["disk0", "disk1"] {
         site.make_volume(volume);
     }
-    let image = scratch.dense("image", 16 << 20, 24);
+    let image = scratch.dense("image", 4 << 20, 24);
     let server = site.serve(&[]);
     set_mode(&site, "disk0", "writethrough");
     wire.cut();
