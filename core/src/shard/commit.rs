@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A change that waits for the store gives its pages back and ends its task, so that however long
-//! the store is away, other volumes lack neither. All that is kept of it is a [`Waiter`]. One `Sync`
-//! for each epoch makes the keeper push: all that wait share the commit.
+//! the store is away, other volumes lack neither. All that is kept of it is a [`Waiter`]. One
+//! `Sync` for each epoch makes the keeper push: all that wait share the commit.
 
 use super::volume::{Phase, Volume};
 use super::{Log, Shard};

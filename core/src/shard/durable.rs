@@ -1,9 +1,9 @@
 //! Durability: what waits for a device flush, and what waits for a cut.
 //!
 //! A client's FLUSH covers what was acknowledged before it, so it waits for the first device flush
-//! that begins after it came; a FUA write for the first that begins after its record is written. What
-//! was acknowledged in RAM must be written before that flush begins.
-//! All who wait share one flush.
+//! that begins after it came; a FUA write for the first that begins after its record is written.
+//! What was acknowledged in RAM must be written before that flush begins. All who wait share one
+//! flush.
 
 use super::task::TaskKind;
 use super::volume::Phase;
@@ -142,9 +142,9 @@ impl Shard<'_> {
         }
     }
 
-    /// A change is as durable as was asked, but for the store. Its answer waits if it belongs to an epoch that opened
-    /// here before every shard had closed the one before: no image may hold a write that was issued
-    /// after this answer, but not this one.
+    /// A change is as durable as was asked, but for the store. Its answer waits if it belongs to an
+    /// epoch that opened here before every shard had closed the one before: no image may hold a
+    /// write that was issued after this answer, but not this one.
     pub(super) fn acknowledge(&mut self, task: u32) {
         let (volume, epoch) = (self.tasks.get(task).volume, self.tasks.get(task).epoch);
         let state = &mut self.volumes[volume];

@@ -218,10 +218,9 @@ impl Shard<'_> {
         }
     }
 
-    /// Makes sure that so many leaves can be taken, evicting onodes if need be; else all that is not
-    /// in use is dirty, and the keepers are asked to push. What has been
-    /// evicted is made use of even when the shard has more than its share: that is worked off
-    /// elsewhere.
+    /// Makes sure that so many leaves can be taken, evicting onodes if need be; else all that is
+    /// not in use is dirty, and the keepers are asked to push. What has been evicted is made use of
+    /// even when the shard has more than its share: that is worked off elsewhere.
     pub(super) fn reserve_leaves(&mut self, count: u32) -> bool {
         let before = self.onodes.units_used();
         while self.onodes.leaves_free() < count {

@@ -157,8 +157,8 @@ impl Shard<'_> {
         slot.hole_dirty[parity] = false;
         slot.listed[parity] = false;
         if holds_data && slot.hole_dirty == [false; 2] {
-            // Clean data was dropped, or may be from now on, and then "nothing is known" must not read as
-            // zeroes: the store knows.
+            // Clean data was dropped, or may be from now on, and then "nothing is known" must not
+            // read as zeroes: the store knows.
             slot.hole = false;
         }
         self.onodes.settle(onode);

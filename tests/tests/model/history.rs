@@ -3,8 +3,8 @@
 //! Every write has a stamp of its own, and a time at which it was issued and acknowledged. A write
 //! is *strictly older* than another if it was acknowledged before the other was issued. A sector
 //! may hold a write's stamp unless a strictly newer write of the sector must be there: one that was
-//! acknowledged (a read), promised to survive the end that came, or that an image's newest write saw
-//! acknowledged (an image in the store).
+//! acknowledged (a read), promised to survive the end that came, or that an image's newest write
+//! saw acknowledged (an image in the store).
 
 use std::collections::BTreeMap;
 
