@@ -258,6 +258,11 @@ pub enum ToKeeper {
         /// The volume.
         volume: VolumeId,
     },
+    /// Writes wait for the store: push and commit now (sent once for each epoch).
+    Sync {
+        /// The volume.
+        volume: VolumeId,
+    },
     /// The epoch is closed here. Sent at once, before the closed epoch is durable.
     Frozen {
         /// The volume.
@@ -443,6 +448,14 @@ pub enum Output {
     },
     /// The answer to a request.
     Reply(Reply),
+    /// A write waits for the store: as many pages as it brought, in `Shard::reply_blocks`, are
+    /// handed back ahead of its answer, so that other clients' writes can have them.
+    HandBack {
+        /// The request's `id`.
+        id: u64,
+    },
+    /// The answer to a change that waited for the store. It has no blocks.
+    Late(Reply),
     /// Mail to the keeper of the volume named in it.
     Keeper(ToKeeper),
 }

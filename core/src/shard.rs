@@ -7,12 +7,13 @@
 //!
 //! Which file does what: `request` takes requests in and answers them, `read` collects blocks
 //! (`fill` brings them in), `write` puts them into the log, `discard` takes them away, `durable`
-//! waits for flushes, `push` hands closed epochs to the keeper, `reclaim` makes room in the log,
-//! `attach` takes in what recovery found, `scrub` finds what is to be checked, `index`
-//! keeps every reference to a block consistent.
+//! waits for flushes, `commit` for the store, `push` hands closed epochs to the keeper, `reclaim`
+//! makes room in the log, `attach` takes in what recovery found, `scrub` finds what is to be
+//! checked, `index` keeps every reference to a block consistent.
 
 mod attach;
 mod budget;
+mod commit;
 mod discard;
 mod durable;
 mod fill;
@@ -41,6 +42,7 @@ use crate::time::Instant;
 use crate::wlog::{LOG_DEPTH, Log, meta_pages};
 use budget::Progress;
 pub use budget::{Budget, BudgetReport};
+use commit::{WAITERS_MAX, Waiter};
 use fill::{FILLS_MAX, Fills};
 use reclaim::Reclaim;
 pub use scrub::{LogRun, Scan, ScrubAt};
@@ -185,6 +187,12 @@ pub struct Shard<'a> {
     barrier: Fifo,
     /// Tasks that wait for the flush under way.
     flushed: Fifo,
+    /// Tasks that wait until certain records are written, in order.
+    unwritten: Fifo,
+    /// Changes that wait for the store, in order.
+    waiters: alloc::collections::VecDeque<Waiter>,
+    /// Something happened that they may have waited for.
+    look_at_waiters: bool,
     /// Records were written since the last flush began.
     unflushed: bool,
     /// Tasks whose replies are in the outbox, in order.
@@ -254,6 +262,9 @@ impl<'a> Shard<'a> {
             stalled_reads: Fifo::new(),
             barrier: Fifo::new(),
             flushed: Fifo::new(),
+            unwritten: Fifo::new(),
+            waiters: alloc::collections::VecDeque::with_capacity(WAITERS_MAX),
+            look_at_waiters: false,
             unflushed: false,
             replies: Fifo::new(),
             forgets: heapless::Vec::new(),
@@ -326,7 +337,7 @@ impl<'a> Shard<'a> {
         if let Some(Output::Batch { op, .. }) = output {
             self.describe_batch(op);
         }
-        if let Some(Output::Reply(_)) = output {
+        if let Some(Output::Reply(_) | Output::HandBack { .. }) = output {
             self.replied = self.tasks.pop_front(&mut self.replies);
         }
         output
@@ -459,8 +470,11 @@ impl<'a> Shard<'a> {
         self.step_budget();
         self.step_reclaim();
         self.step_push();
+        self.answer_waiters();
+        self.retry_unwritten();
         self.retry_owing();
         self.retry_stalled();
+        self.tell_dirtied();
         self.close_record();
         self.start_flush();
         self.forget_volumes();

@@ -208,7 +208,8 @@ impl Shard<'_> {
     pub(super) fn forget_volumes(&mut self) {
         for index in 0..self.volumes.len() {
             let state = &self.volumes[index];
-            if !state.forget || state.tasks > 0 || self.volume_is_pinned(index) {
+            if !state.forget || state.tasks > 0 || state.waiters > 0 || self.volume_is_pinned(index)
+            {
                 continue;
             }
             let id = state.id;

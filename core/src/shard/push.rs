@@ -31,10 +31,8 @@ impl Shard<'_> {
             ToShard::Attach { volume, object_shift, blocks, open, committed } => {
                 self.attach(volume, object_shift, blocks, open, committed);
             }
-            ToShard::Settings { volume, buffering, .. } => {
-                if let Some(index) = self.volume_index(volume) {
-                    self.volumes[index].buffering = buffering;
-                }
+            ToShard::Settings { volume, mode, buffering, pinned: _ } => {
+                self.set_settings(volume, mode, buffering);
             }
             ToShard::Freeze { volume, next } => self.close_epoch(volume, next),
             ToShard::Released { volume } => {
@@ -58,6 +56,7 @@ impl Shard<'_> {
             }
             ToShard::Forget { volume } => self.forget(volume),
         }
+        self.look_at_waiters = true;
         self.again = true;
     }
 
@@ -88,6 +87,8 @@ impl Shard<'_> {
         state.open = next;
         state.close_seq = close_seq;
         state.dirtied = false;
+        state.told = false;
+        state.synced = false;
         state.pressed = false;
         let holes = state.dirty_list[parity] != NIL;
         let blocks = state.dirty[parity].max(u64::from(holes));
@@ -130,17 +131,25 @@ impl Shard<'_> {
     }
 
     fn clean_onode(&mut self, volume: usize, onode: u32, parity: usize) {
+        let keeps = self.volumes[volume].mode.keeps_writes();
         let mut holds_data = false;
         for position in 0..ONODE_LEAVES {
             let leaf = self.onodes.get(onode).leaves[position];
             if leaf == NIL {
                 continue;
             }
+            let written = self.onodes.leaf(leaf).dirty[parity];
             self.clear_dirty(volume, leaf, parity, u16::MAX);
             let shadow = self.onodes.leaf(leaf).shadow;
             if shadow != NIL {
                 self.clear_dirty(volume, shadow, parity, u16::MAX);
                 self.drop_shadow(leaf);
+            }
+            if written != 0 && !keeps {
+                (0..LEAF_BLOCKS).filter(|index| written & 1 << index != 0).for_each(|index| {
+                    self.drop_block(leaf, index);
+                });
+                holds_data = true;
             }
             holds_data |= !self.onodes.free_if_empty(leaf);
         }
@@ -148,8 +157,8 @@ impl Shard<'_> {
         slot.hole_dirty[parity] = false;
         slot.listed[parity] = false;
         if holds_data && slot.hole_dirty == [false; 2] {
-            // Clean data may be dropped from now on, and then "nothing is known" must not read as
-            // zeroes: the store knows.
+            // Clean data was dropped, or may be from now on, and then "nothing is known" must not
+            // read as zeroes: the store knows.
             slot.hole = false;
         }
         self.onodes.settle(onode);

@@ -41,7 +41,7 @@ impl Shard<'_> {
         }
         if let Some(volume) = volume {
             if request.kind == RequestKind::Flush {
-                self.await_flush(task);
+                self.flush(task);
             } else if self.is_valid(volume, &request, blocks.len()) {
                 self.start_request(task, &request);
             } else {
@@ -97,6 +97,12 @@ impl Shard<'_> {
         let volume = self.tasks.get(task).volume;
         if self.volumes[volume].gone {
             self.drop_change(task, Status::Gone);
+            return true;
+        }
+        let keeps = self.volumes[volume].mode.keeps_reads() || self.bypasses(task);
+        if request.kind == RequestKind::Cache && !keeps {
+            // It would be fetched for nothing.
+            self.reply(task);
             return true;
         }
         if self.tasks.get(task).onode == NIL {
@@ -212,6 +218,7 @@ impl Shard<'_> {
         match self.end_op(lease) {
             Some(Op::Lease(task)) => {
                 self.release_held(task);
+                self.drop_passing(task);
                 self.end_task(task);
             }
             Some(_) => panic!("release of something that is no lease"),
@@ -219,11 +226,18 @@ impl Shard<'_> {
         }
     }
 
-    /// Answers a change, with as many pages as it brought. If none can be had now, because all are
-    /// pinned, the answer waits.
+    /// Answers a change, or lets it wait for the store, with as many pages as it brought. If none
+    /// can be had now, because all are pinned, it waits for them.
     pub(super) fn hand_back(&mut self, task: u32) {
+        let volume = self.tasks.get(task).volume;
+        let mut waits = self.awaits_commit(task);
+        if waits && self.volumes[volume].gone {
+            self.fail(task, Status::Gone);
+            waits = false;
+        }
         let owed = self.tasks.get(task).owed;
-        if owed > 0 && self.buffers.available() < u32::from(owed) {
+        let pages = owed == 0 || self.buffers.available() >= u32::from(owed);
+        if !pages || waits && !self.has_waiter_room() {
             let mut owing = self.owing.take();
             self.tasks.push_back(&mut owing, task);
             self.owing = owing;
@@ -235,6 +249,11 @@ impl Shard<'_> {
             let payload = &mut self.tasks.get_mut(task).payload;
             payload.push(BlockRef { page, crc: 0 }).expect("as many as it brought");
         }
+        if waits {
+            return self.wait_for_commit(task);
+        }
+        let state = &mut self.volumes[volume];
+        state.acked_seq = state.acked_seq.max(self.tasks.get(task).seq);
         self.reply(task);
     }
 

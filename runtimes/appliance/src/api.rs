@@ -2,9 +2,10 @@
 //! until one is not progress.
 
 use heeler_core::ages::WINDOWS;
+use heeler_core::event::Mode;
 use serde::{Deserialize, Serialize};
 
-use crate::setting::Setting;
+use crate::setting::{Setting, mode_name};
 use crate::size::Memory;
 
 /// What is asked.
@@ -20,6 +21,8 @@ pub(crate) enum Request {
         name: String,
         size_bytes: u64,
         object_bytes: u64,
+        #[serde(with = "mode_name")]
+        mode: Mode,
         buffered_read: bool,
         buffered_write: bool,
     },
@@ -95,6 +98,8 @@ pub(crate) struct VolumeInfo {
     pub(crate) stored_bytes: u64,
     pub(crate) packs: u64,
     pub(crate) pack_bytes: u64,
+    /// When a write is acknowledged, and what is kept.
+    pub(crate) mode: String,
     /// Whether what was read, and what was written, stays in RAM.
     pub(crate) buffered_read: bool,
     pub(crate) buffered_write: bool,

@@ -5,10 +5,11 @@ use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use heeler_core::event::Mode;
 use heeler_core::policy::Policy;
 use heeler_replay::{CacheSize, SizeError};
 
-use crate::setting::{Setting, Switch};
+use crate::setting::{Setting, Switch, parse_mode};
 use crate::settings::Listen;
 use crate::size::{Memory, Size};
 
@@ -127,6 +128,10 @@ pub(crate) enum VolumeCommand {
         /// The unit in which it is spread over shards: a power of two, 64K to 4M
         #[arg(long, value_name = "SIZE", default_value = "4M")]
         object_size: Size,
+        /// When a write is acknowledged, and what is kept: writeback, ram, writethrough,
+        /// writearound, none or ephemeral
+        #[arg(long, default_value = "writeback", value_parser = parse_mode)]
+        mode: Mode,
         /// Whether what was read stays in RAM
         #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
         buffered_read: Switch,
@@ -169,11 +174,11 @@ pub(crate) enum VolumeCommand {
         /// Which
         name: String,
     },
-    /// Change what stays in RAM, also while clients are attached
+    /// Change when writes are acknowledged and what is kept, also while clients are at work
     Set {
         /// Which
         name: String,
-        /// What: buffered-read=on|off, buffered-write=on|off
+        /// What: mode=MODE, buffered-read=on|off, buffered-write=on|off
         #[arg(required = true, value_name = "NAME=VALUE")]
         settings: Vec<Setting>,
         #[command(flatten)]
@@ -378,21 +383,26 @@ mod tests {
 
     #[test]
     fn volumes_are_set() {
-        let cli = parse("heeler volume set web buffered-write=off buffered-read=on").unwrap();
+        let line = "heeler volume set web buffered-write=off mode=ram buffered-read=on";
+        let cli = parse(line).unwrap();
         let Command::Volume { command: VolumeCommand::Set { name, settings, .. } } = cli.command
         else {
             panic!()
         };
         assert_eq!(name, "web");
-        assert_eq!(settings, [Setting::BufferedWrite(false), Setting::BufferedRead(true)]);
+        let (write, read) = (Setting::BufferedWrite(false), Setting::BufferedRead(true));
+        assert_eq!(settings, [write, Setting::Mode(Mode::Ram), read]);
         let cli = parse("heeler volume create web --size 1G --buffered-write off").unwrap();
         let Command::Volume {
-            command: VolumeCommand::Create { buffered_read, buffered_write, .. },
+            command: VolumeCommand::Create { mode, buffered_read, buffered_write, .. },
         } = cli.command
         else {
             panic!()
         };
-        assert_eq!((buffered_read, buffered_write), (Switch::On, Switch::Off));
+        assert_eq!(
+            (mode, buffered_read, buffered_write),
+            (Mode::WriteBack, Switch::On, Switch::Off)
+        );
     }
 
     #[test]
@@ -401,7 +411,9 @@ mod tests {
             "heeler volume set web",
             "heeler volume set web size=on",
             "heeler volume set web buffered-write=maybe",
+            "heeler volume set web mode=safe",
             "heeler volume create web --size 1G --buffered-read maybe",
+            "heeler volume create web --size 1G --mode safe",
             "heeler",
             "heeler serve --listen 10809",
             "heeler serve --memory lots",

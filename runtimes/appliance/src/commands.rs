@@ -73,24 +73,19 @@ pub(crate) fn cache(common: Common<'_>, command: &CacheCommand) -> Result<(), St
 /// `heeler volume ...`.
 pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), String> {
     match command {
-        VolumeCommand::Create { name, size, object_size, buffered_read, buffered_write, store } => {
+        VolumeCommand::Create {
+            name,
+            size,
+            object_size,
+            mode,
+            buffered_read,
+            buffered_write,
+            store,
+        } => {
             let buffering =
                 Buffering { reads: (*buffered_read).into(), writes: (*buffered_write).into() };
-            match Target::find(common, store, true)? {
-                Target::Server(mut server) => server.ask(&Request::VolumeCreate {
-                    name: name.clone(),
-                    size_bytes: size.0,
-                    object_bytes: object_size.0,
-                    buffered_read: buffering.reads,
-                    buffered_write: buffering.writes,
-                })?,
-                Target::Store(store) => {
-                    let settings = Settings { buffering, ..Settings::default() };
-                    let new = new_volume(name, size.0, object_size.0, settings)?;
-                    run(volumes::create(&store, &new))?.map_err(|e| e.to_string())?;
-                }
-            }
-            println!("made volume {name} of {size}");
+            let settings = Settings { mode: *mode, buffering, ..Settings::default() };
+            create(common, name, (*size, *object_size), settings, store)?;
         }
         VolumeCommand::List { json, store } => {
             let lines: Vec<VolumeLine> = match Target::find(common, store, false)? {
@@ -114,23 +109,7 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
             };
             print(*json, &info, show::volume);
         }
-        VolumeCommand::Delete { name, force, store } => {
-            let deleted: Deleted = match Target::find(common, store, false)? {
-                Target::Server(mut server) => {
-                    server.ask(&Request::VolumeDelete { name: name.clone(), force: *force })?
-                }
-                Target::Store(store) => {
-                    let deleted = run(volumes::delete(&store, name, *force))?;
-                    let deleted = deleted.map_err(|e| e.to_string())?;
-                    Deleted { objects: deleted.objects, bytes: deleted.bytes }
-                }
-            };
-            println!(
-                "deleted volume {name}: {} objects of {}",
-                deleted.objects,
-                Size(deleted.bytes)
-            );
-        }
+        VolumeCommand::Delete { name, force, store } => delete(common, name, *force, store)?,
         VolumeCommand::Set { name, settings, store } => set(common, name, settings, store)?,
         VolumeCommand::Scrub { name } => scrub(&mut Server::connect(&common.data()?)?, name)?,
         VolumeCommand::Push { name } => {
@@ -139,6 +118,46 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
             println!("everything that was dirty in {name} is in the store");
         }
     }
+    Ok(())
+}
+
+fn create(
+    common: Common<'_>,
+    name: &str,
+    (size, object_size): (Size, Size),
+    settings: Settings,
+    store: &StoreArgs,
+) -> Result<(), String> {
+    match Target::find(common, store, true)? {
+        Target::Server(mut server) => server.ask(&Request::VolumeCreate {
+            name: name.into(),
+            size_bytes: size.0,
+            object_bytes: object_size.0,
+            mode: settings.mode,
+            buffered_read: settings.buffering.reads,
+            buffered_write: settings.buffering.writes,
+        })?,
+        Target::Store(store) => {
+            let new = new_volume(name, size.0, object_size.0, settings)?;
+            run(volumes::create(&store, &new))?.map_err(|e| e.to_string())?;
+        }
+    }
+    println!("made volume {name} of {size}");
+    Ok(())
+}
+
+fn delete(common: Common<'_>, name: &str, force: bool, store: &StoreArgs) -> Result<(), String> {
+    let deleted: Deleted = match Target::find(common, store, false)? {
+        Target::Server(mut server) => {
+            server.ask(&Request::VolumeDelete { name: name.into(), force })?
+        }
+        Target::Store(store) => {
+            let deleted = run(volumes::delete(&store, name, force))?;
+            let deleted = deleted.map_err(|e| e.to_string())?;
+            Deleted { objects: deleted.objects, bytes: deleted.bytes }
+        }
+    };
+    println!("deleted volume {name}: {} objects of {}", deleted.objects, Size(deleted.bytes));
     Ok(())
 }
 

@@ -49,6 +49,7 @@ pub(crate) fn of_info(name: &str, info: &Info) -> VolumeInfo {
         stored_bytes: info.bytes,
         packs: info.packs,
         pack_bytes: info.pack_bytes,
+        mode: info.head.settings.mode.name().into(),
         buffered_read: info.head.settings.buffering.reads,
         buffered_write: info.head.settings.buffering.writes,
         push: None,

@@ -307,6 +307,7 @@ impl Server {
             lines::better(&mut info.line, &status, Some(dirty));
             let since = status.keeper.dirty_since.map_or(0, |since| (self.now() - since).0);
             if let Some(settings) = &status.settings {
+                info.mode = settings.mode.name().into();
                 info.buffered_read = settings.buffering.reads;
                 info.buffered_write = settings.buffering.writes;
             }
@@ -627,11 +628,12 @@ impl Server {
                 name,
                 size_bytes,
                 object_bytes,
+                mode,
                 buffered_read: reads,
                 buffered_write: writes,
             } => {
                 let buffering = Buffering { reads, writes };
-                let settings = Settings { buffering, ..Settings::default() };
+                let settings = Settings { mode, buffering, ..Settings::default() };
                 let new = new_volume(&name, size_bytes, object_bytes, settings)?;
                 done(&self.create(&new).await?)
             }

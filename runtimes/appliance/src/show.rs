@@ -59,6 +59,7 @@ pub(crate) fn volume(info: &VolumeInfo) -> String {
             info.packs
         )),
     );
+    row("mode", Some(info.mode.clone()));
     let stays = |on: bool| Some(Switch::of(on).into());
     row("buffered read", stays(info.buffered_read));
     row("buffered write", stays(info.buffered_write));

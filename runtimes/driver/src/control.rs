@@ -1168,6 +1168,7 @@ fn volume_of(mail: &ToKeeper) -> VolumeId {
     match *mail {
         ToKeeper::Dirtied { volume }
         | ToKeeper::Pressure { volume }
+        | ToKeeper::Sync { volume }
         | ToKeeper::Frozen { volume, .. }
         | ToKeeper::Pushed { volume, .. } => volume,
     }

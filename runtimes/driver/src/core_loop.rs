@@ -492,6 +492,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                     self.post.send_silently(core, CoreMail::Release { shard, lease });
                 }
             }
+            CoreMail::HandedBack { blocks } => self.front.handle_handed_back(blocks.as_slice()),
             CoreMail::Release { shard, lease } => {
                 self.tell(self.host_of(shard), Input::Release(lease));
             }
@@ -709,6 +710,8 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
             }
             Output::Batch { op, volume, epoch } => self.take_batch(at, op, volume, epoch),
             Output::Reply(reply) => self.pass_on(at, reply),
+            Output::HandBack { id } => self.hand_back(at, id),
+            Output::Late(reply) => self.pass_on_late(at, reply),
             Output::Keeper(mail) => self.tell_keeper(at, mail),
         }
     }
@@ -719,6 +722,28 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         debug_assert_eq!(pages.len(), count as usize);
         let offset = host.region + u64::from(page) * PAGE_BYTES as u64;
         self.device.push(DeviceOp { host: at, op, kind, offset }, pages);
+    }
+
+    /// Brings the pages of a write that goes on waiting to the core it came from.
+    fn hand_back(&mut self, at: usize, id: u64) {
+        let core = core_of_id(id);
+        let blocks = self.hosts[at].shard.reply_blocks();
+        if core == self.core {
+            self.front.handle_handed_back(blocks);
+        } else {
+            let blocks = Blocks::new(blocks);
+            self.post.send_to_core(core, CoreMail::HandedBack { blocks });
+        }
+    }
+
+    /// Brings a reply without blocks to the connection that asked.
+    fn pass_on_late(&mut self, at: usize, reply: Reply) {
+        let core = core_of_id(reply.id);
+        if core == self.core {
+            return self.front.handle_reply(&reply, &[]);
+        }
+        let (shard, blocks) = (self.hosts[at].id, Blocks::new(&[]));
+        self.post.send_to_core(core, CoreMail::Reply { shard, reply, blocks });
     }
 
     /// Brings a reply to the connection that asked, here or on another core.

@@ -373,6 +373,11 @@ impl Front {
         false
     }
 
+    /// The pages of a write whose answer will come later.
+    pub(crate) fn handle_handed_back(&mut self, blocks: &[BlockRef]) {
+        blocks.iter().for_each(|block| self.transit.give(block.page));
+    }
+
     /// A shard's answer. The blocks of a read are copied before this returns.
     pub(crate) fn handle_reply(&mut self, reply: &Reply, blocks: &[BlockRef]) {
         let handed_back = reply.kind == RequestKind::Write;

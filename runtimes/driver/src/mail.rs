@@ -60,6 +60,11 @@ pub enum CoreMail {
         /// Its blocks.
         blocks: Blocks,
     },
+    /// Pages of a write whose answer will come later.
+    HandedBack {
+        /// As many as it brought.
+        blocks: Blocks,
+    },
     /// The pages lent by a reply are no longer used.
     Release {
         /// The shard that lent them.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use heeler_core::counters::{Counts, Scrubbed, Traffic};
-use heeler_core::event::ToKeeper;
+use heeler_core::event::{Mode, ToKeeper};
 use heeler_core::ids::{VolumeId, shard_of};
 use heeler_core::policy::Policy;
 use heeler_core::shard::ShardCounters;
@@ -85,17 +85,47 @@ fn flushed_writes_survive_a_power_cut() {
 /// Requests of several clients that do not overlap while they are under way, against a model.
 #[test]
 fn random_requests_agree_with_a_model() {
-    random_requests(0..6, false);
+    random_requests(0..6, false, false);
+}
+
+#[test]
+fn clients_see_no_mode_change() {
+    random_requests(20..32, false, true);
+}
+
+/// With the store away, a client whose writes wait for it must not keep what others need.
+#[test]
+fn writes_that_wait_for_the_store_hold_neither_pages_nor_tasks() {
+    for cores in [1, 2] {
+        let mut rig = Rig::new(new_disk(13), cores, 13);
+        let client = rig.connect(0, true);
+        rig.store_away = true;
+        rig.set_mode(Mode::WriteThrough);
+        rig.settle();
+        let data = pattern(6, 4 << 20);
+        rig.clients[client].write(0, &data);
+        rig.clients[client].trim(6 << 20, 1 << 20);
+        // Four times as much as there are pages for, and no answer.
+        rig.settle();
+        assert!(rig.clients[client].done.is_empty());
+        rig.check(TRANSIT);
+        rig.store_away = false;
+        rig.push();
+        ok(&mut rig, client);
+        rig.clients[client].read(0, 4 << 20);
+        assert!(rig.finish(client)[0].bytes == data);
+        rig.check(TRANSIT);
+    }
 }
 
 /// Shards and cores give pages back and get others all the time. In builds with debug assertions
 /// the arena sees who uses a page that has no memory, or that another uses.
 #[test]
 fn nobody_notices_that_the_memory_changes_its_size() {
-    random_requests(10..16, true);
+    random_requests(10..16, true, false);
 }
 
-fn random_requests(seeds: Range<u64>, resize: bool) {
+fn random_requests(seeds: Range<u64>, resize: bool, modes: bool) {
     for seed in seeds {
         let cores = 1 + (seed % 3) as u16;
         let mut rig = Rig::new(new_disk(seed), cores, seed);
@@ -118,6 +148,10 @@ fn random_requests(seeds: Range<u64>, resize: bool) {
                 sizes.push(rig.lending.usage().arena_bytes);
                 let more = rig.rng.below(2) * rig.rng.below(96 << 20);
                 rig.resize(rig.lending.bytes_min() + more);
+            }
+            if modes && round % 60 == 0 {
+                let mode = Mode::ALL[rig.rng.index(Mode::ALL.len())];
+                rig.set_mode(mode);
             }
             let client = rig.rng.index(3);
             let most = if rig.rng.chance(1, 8) { 400_000 } else { 20_000 };

@@ -15,6 +15,7 @@ mod damage;
 mod durability;
 mod hammer;
 mod memory;
+mod modes;
 mod outage;
 mod ownership;
 mod rig;

@@ -270,6 +270,12 @@ impl Site {
         self.command(args).output().expect("timeout(1) starts")
     }
 
+    /// Starts a command that does not name the store.
+    pub(crate) fn start(&self, args: &[&str]) -> Child {
+        let mut command = self.command(args);
+        command.stdout(Stdio::null()).spawn().expect("timeout(1) starts")
+    }
+
     /// Runs a command that must succeed; its stdout.
     pub(crate) fn run(&self, args: &[&str]) -> String {
         succeeded(args, &self.output(args))

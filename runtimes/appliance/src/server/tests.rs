@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use heeler_core::event::{ToKeeper, ToShard};
+use heeler_core::event::{Mode, ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, ShardId};
 use heeler_core::policy::Policy;
 use heeler_core::wire::superblock::Superblock;
@@ -198,6 +198,7 @@ fn create(size_bytes: u64) -> Request {
         name: "disk1".into(),
         size_bytes,
         object_bytes: 4 << 20,
+        mode: Mode::Ram,
         buffered_read: true,
         buffered_write: false,
     }
@@ -277,10 +278,13 @@ fn what_stays_in_ram_is_set_and_the_cache_is_scrubbed() {
         let name = || "disk1".to_string();
         let info: VolumeInfo = client.ask(&Request::VolumeInfo { name: name() }).await;
         assert_eq!((info.buffered_read, info.buffered_write), (true, false));
-        let settings = vec![Setting::BufferedRead(false), Setting::BufferedWrite(true)];
+        assert_eq!(info.mode, "ram");
+        let mode = Setting::Mode(Mode::WriteThrough);
+        let settings = vec![Setting::BufferedRead(false), mode, Setting::BufferedWrite(true)];
         client.ask::<()>(&Request::VolumeSet { name: name(), settings }).await;
         let info: VolumeInfo = client.ask(&Request::VolumeInfo { name: name() }).await;
         assert_eq!((info.buffered_read, info.buffered_write), (false, true));
+        assert_eq!(info.mode, "writethrough");
         let head = info.line.head;
         let settings = vec![Setting::BufferedRead(false)];
         client.ask::<()>(&Request::VolumeSet { name: name(), settings }).await;

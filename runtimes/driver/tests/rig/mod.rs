@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use heeler_core::event::{PushRun, ToKeeper, ToShard};
+use heeler_core::event::{Buffering, Mode, PushRun, ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, ShardId, VolumeId};
 use heeler_core::lending::{Lending, Output, Place};
 use heeler_core::shard::Budget;
@@ -59,10 +59,14 @@ pub(crate) struct Rig {
     pub(crate) store: BTreeMap<(u32, u16), Bytes>,
     /// The store does not answer reads.
     pub(crate) store_fails: bool,
+    /// The store takes nothing: no push begins.
+    pub(crate) store_away: bool,
     control: ControlWires,
     open: Epoch,
     /// A push cycle is under way; so many shards have not answered its present step.
     cycle: Option<u16>,
+    /// Writes wait for one.
+    wanted: bool,
     /// Fetches wait here for a random time.
     fetches: Vec<(usize, FromControl)>,
     /// Divides the memory.
@@ -110,9 +114,11 @@ impl Rig {
             heard: Heard::default(),
             store: BTreeMap::new(),
             store_fails: false,
+            store_away: false,
             control,
             open: OPEN,
             cycle: None,
+            wanted: false,
             fetches: Vec::new(),
             lending,
             arena: arena.clone(),
@@ -154,9 +160,16 @@ impl Rig {
         }
     }
 
+    /// How the volume is served from now on.
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
+        let (volume, buffering) = (VOLUME, Buffering::default());
+        self.tell_shards(ToShard::Settings { volume, mode, buffering, pinned: false });
+    }
+
     /// Begins a push cycle, as a keeper would.
     pub(crate) fn push(&mut self) {
-        if self.cycle.is_none() {
+        if self.cycle.is_none() && !self.store_away {
+            self.wanted = false;
             self.cycle = Some(SHARDS);
             self.tell_shards(ToShard::Freeze { volume: VOLUME, next: self.open.next() });
         }
@@ -165,6 +178,10 @@ impl Rig {
     fn hear_of_push(&mut self, mail: ToKeeper) {
         match mail {
             ToKeeper::Pressure { .. } => self.push(),
+            ToKeeper::Sync { .. } => {
+                self.wanted = true;
+                self.push();
+            }
             ToKeeper::Dirtied { .. } => {}
             ToKeeper::Frozen { epoch, .. } => {
                 if self.answered(epoch) {
@@ -177,6 +194,9 @@ impl Rig {
                     self.cycle = None;
                     self.open = epoch.next();
                     self.tell_shards(ToShard::Committed { volume: VOLUME, epoch });
+                    if self.wanted {
+                        self.push();
+                    }
                 }
             }
         }
