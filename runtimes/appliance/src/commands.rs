@@ -14,6 +14,7 @@ use crate::setting::Setting;
 use crate::settings::Common;
 use crate::show;
 use crate::size::Size;
+use crate::transfer;
 use heeler_core::event::Buffering;
 use heeler_store::{Place, Store, volumes};
 
@@ -130,6 +131,8 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
             );
         }
         VolumeCommand::Set { name, settings, store } => set(common, name, settings, store)?,
+        VolumeCommand::Import(args) => transfer::import(common, args)?,
+        VolumeCommand::Export(args) => transfer::export(common, args)?,
         VolumeCommand::Scrub { name } => scrub(&mut Server::connect(&common.data()?)?, name)?,
         VolumeCommand::Push { name } => {
             let mut server = Server::connect(&common.data()?)?;
@@ -207,7 +210,7 @@ impl Target {
     }
 }
 
-fn push(server: &mut Server, request: &Request) -> Result<(), String> {
+pub(crate) fn push(server: &mut Server, request: &Request) -> Result<(), String> {
     let bar = Bar::new("pushing");
     server.ask_with(request, &mut |done, total| bar.set(done, total))
 }
@@ -220,7 +223,7 @@ fn print<T: Serialize>(json: bool, value: &T, show: impl Fn(&T) -> String) {
     }
 }
 
-fn run<T>(work: impl Future<Output = T>) -> Result<T, String> {
+pub(crate) fn run<T>(work: impl Future<Output = T>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     Ok(runtime.map_err(|e| format!("the runtime: {e}"))?.block_on(work))
 }
