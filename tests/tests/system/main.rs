@@ -19,3 +19,4 @@ mod outage;
 mod ownership;
 mod rig;
 mod s3;
+mod transfer;

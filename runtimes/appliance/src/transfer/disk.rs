@@ -52,7 +52,7 @@ impl Disk {
     pub(crate) async fn write(&self, at: u64, data: Bytes) -> Result<(), String> {
         match self {
             Self::Image(image) => blocking(image, move |image| image.write(at, &data)).await,
-            Self::Nbd(client) => client.write(at, &data).await,
+            Self::Nbd(client) => client.write(at, data).await,
         }
     }
 

@@ -25,6 +25,8 @@ const BLOCK_BYTES: u64 = 4096;
 pub(crate) fn import(common: Common<'_>, args: &ImportArgs) -> Result<(), String> {
     run(async {
         let (source, version) = open_source(args).await?;
+        // Before anything is made: a damaged image is found by it.
+        let extents = source.extents().await?;
         let mut site = Site::find(common)?;
         let size = volume_size(args, source.size())?;
         let anew = prepare(&mut site, args, size)?;
@@ -42,8 +44,14 @@ pub(crate) fn import(common: Common<'_>, args: &ImportArgs) -> Result<(), String
             None => note.resume(&job).map_err(|e| format!("{name}: {e}"))?,
         };
         note.save(&job, progress)?;
-        let done = transfer(&mut site.server, args, &source, &target.disk, &note, &job, progress);
-        done.await.map_err(|e| {
+        let copy = Copy {
+            from: &source,
+            extents: &extents,
+            to: &target.disk,
+            blank: progress.blank,
+            done_bytes: progress.done_bytes,
+        };
+        transfer(&mut site.server, args, &copy, &note, &job).await.map_err(|e| {
             format!("{e}\nheeler: {name} is not whole: go on with --resume when that is put right")
         })?;
         note.remove()
@@ -139,16 +147,12 @@ async fn open_target(site: &mut Site, name: &str, size: u64) -> Result<Target, S
 async fn transfer(
     server: &mut Server,
     args: &ImportArgs,
-    source: &Disk,
-    target: &Disk,
+    copy: &Copy<'_>,
     note: &Note,
     job: &Job,
-    progress: Progress,
 ) -> Result<(), String> {
     let begin = Instant::now();
-    let extents = source.extents().await?;
-    let (blank, done_bytes) = (progress.blank, progress.done_bytes);
-    let copy = Copy { from: source, extents: &extents, to: target, blank, done_bytes };
+    let Copy { from: source, to: target, blank, done_bytes, .. } = *copy;
     let bar = Bar::new("importing");
     let written =
         copy.run(&bar, |done_bytes| note.save(job, Progress { blank, done_bytes })).await?;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use heeler_core::limits::NBD_REQUEST_BYTES_MAX;
 use heeler_core::wire::nbd::{
     BASE_ALLOCATION, CHUNK_HEADER_BYTES, CHUNK_MAGIC, GREETING_MAGIC, OPTION_MAGIC,
@@ -13,7 +14,7 @@ use heeler_core::wire::nbd::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::extents::Extents;
 use super::place::{Address, NbdUrl};
@@ -34,8 +35,13 @@ pub(crate) struct Client {
     /// The number that the server gave to `base:allocation`.
     context: Option<u32>,
     shared: Arc<Shared>,
-    writer: tokio::sync::Mutex<Writer>,
+    /// To the task that writes requests: whoever waits for a reply need not be awake for others'
+    /// requests to go out.
+    requests: mpsc::UnboundedSender<Request>,
 }
+
+/// A request's header and what it writes.
+type Request = ([u8; REQUEST_BYTES], Bytes);
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,14 +92,16 @@ impl Client {
         let haggle = Haggle { reader: &mut reader, writer: &mut writer };
         let agreed = haggle.run(&url.export).await.map_err(|e| failed(&e))?;
         let shared = Arc::new(Shared::default());
+        let (requests, queue) = mpsc::unbounded_channel();
         drop(tokio::spawn(receive(reader, shared.clone(), agreed.context)));
+        drop(tokio::spawn(send(writer, queue, shared.clone())));
         Ok(Self {
             url: url.clone(),
             size: agreed.size,
             flags: agreed.flags,
             context: agreed.context,
             shared,
-            writer: tokio::sync::Mutex::new(writer),
+            requests,
         })
     }
 
@@ -113,25 +121,25 @@ impl Client {
 
     /// Reads bytes.
     pub(crate) async fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, String> {
-        let reply = self.request(command::READ, offset, len as u32, &[]).await?;
+        let reply = self.request(command::READ, offset, len as u32, Bytes::new()).await?;
         Ok(reply.data)
     }
 
     /// Writes bytes.
-    pub(crate) async fn write(&self, offset: u64, data: &[u8]) -> Result<(), String> {
+    pub(crate) async fn write(&self, offset: u64, data: Bytes) -> Result<(), String> {
         self.request(command::WRITE, offset, data.len() as u32, data).await.map(drop)
     }
 
     /// Makes bytes read as zeroes.
     pub(crate) async fn zero(&self, mut offset: u64, mut len: u64) -> Result<(), String> {
-        let zeroes = if self.can(transmission::SEND_WRITE_ZEROES) { &[][..] } else { ZEROES };
+        let zeroes = if self.can(transmission::SEND_WRITE_ZEROES) { &[] } else { ZEROES };
         while len > 0 {
             let most = if zeroes.is_empty() { RANGE_BYTES_MAX } else { zeroes.len() as u64 };
             let step = len.min(most) as u32;
             if zeroes.is_empty() {
-                self.request(command::WRITE_ZEROES, offset, step, &[]).await?;
+                self.request(command::WRITE_ZEROES, offset, step, Bytes::new()).await?;
             } else {
-                self.write(offset, &zeroes[..step as usize]).await?;
+                self.write(offset, Bytes::from_static(&zeroes[..step as usize])).await?;
             }
             offset += u64::from(step);
             len -= u64::from(step);
@@ -142,7 +150,7 @@ impl Client {
     /// Makes all that was written durable.
     pub(crate) async fn flush(&self) -> Result<(), String> {
         if self.can(transmission::SEND_FLUSH) {
-            self.request(command::FLUSH, 0, 0, &[]).await?;
+            self.request(command::FLUSH, 0, 0, Bytes::new()).await?;
         }
         Ok(())
     }
@@ -157,7 +165,7 @@ impl Client {
         let mut at = 0;
         while at < self.size {
             let len = (self.size - at).min(RANGE_BYTES_MAX) as u32;
-            let reply = self.request(command::BLOCK_STATUS, at, len, &[]).await?;
+            let reply = self.request(command::BLOCK_STATUS, at, len, Bytes::new()).await?;
             let before = at;
             for (len, state) in reply.extents {
                 let len = u64::from(len).min(self.size - at);
@@ -182,7 +190,7 @@ impl Client {
         command: u16,
         offset: u64,
         len: u32,
-        payload: &[u8],
+        payload: Bytes,
     ) -> Result<Reply, String> {
         let failed = |e: &dyn fmt::Display| match command {
             command::FLUSH => format!("{}: the flush: {e}", self.url),
@@ -195,14 +203,8 @@ impl Client {
             Waiting { command, offset, data, come: 0, extents: Vec::new(), error: None, done };
         let cookie = self.shared.enter(waiting).map_err(|e| failed(&e))?;
         let header = request_header(command, cookie, offset, len);
-        {
-            let mut writer = self.writer.lock().await;
-            // Why it broke is better known to the reader of replies: its answer is on its way.
-            if writer.write_all(&header).await.is_ok() {
-                let _ = writer.write_all(payload).await;
-                let _ = writer.flush().await;
-            }
-        }
+        // If that task has ended, it has failed all that wait.
+        let _ = self.requests.send((header, payload));
         let reply = reply.await.unwrap_or_else(|_| Err("the connection broke".into()));
         reply.map_err(|e| failed(&e))
     }
@@ -288,6 +290,23 @@ async fn open(address: &Address) -> std::io::Result<(Box<dyn AsyncRead + Send + 
         Address::Unix(path) => {
             let (reader, writer) = UnixStream::connect(path).await?.into_split();
             Ok((Box::new(reader), Box::new(writer)))
+        }
+    }
+}
+
+/// Writes requests until there can be no more, or the connection breaks.
+async fn send(
+    mut writer: Writer,
+    mut queue: mpsc::UnboundedReceiver<Request>,
+    shared: Arc<Shared>,
+) {
+    while let Some((header, payload)) = queue.recv().await {
+        let sent = async {
+            writer.write_all(&header).await?;
+            writer.write_all(&payload).await
+        };
+        if let Err(e) = sent.await {
+            return shared.fail_all(&gone(e));
         }
     }
 }
