@@ -304,7 +304,7 @@ fn wrong_inputs_are_named_and_leave_nothing() {
     import(&cut, "VMDK");
     import("nbd+unix:///?socket=/no/such/socket", "No such file");
     import(&server.uri("other"), "no export 'other'");
-    import(&format!("nbd+unix:///?socket={}", site.data.join("admin.sock").display()), "NBD");
+    import(&format!("nbd+unix:///?socket={}", site.data.join("admin.sock").display()), "answer");
     let volumes = site.json(&["volume", "list"]);
     assert_eq!(volumes.as_array().expect("a list").len(), 1, "{volumes}");
 

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use heeler_core::limits::NBD_REQUEST_BYTES_MAX;
@@ -19,6 +20,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::extents::Extents;
 use super::place::{Address, NbdUrl};
 
+/// How long a server may take to open an export.
+const OPEN_TIME: Duration = Duration::from_secs(15);
+/// Bytes that are taken from the socket at once.
+const READER_BYTES: usize = 256 << 10;
 /// Bytes of an answer to an option, or of a chunk without data, at most.
 const ANSWER_BYTES_MAX: u32 = 1 << 20;
 /// Bytes of a range that one request names at most: a multiple of 4096 that 32 bits can say.
@@ -86,11 +91,15 @@ struct Reply {
 impl Client {
     /// Connects to an export.
     pub(crate) async fn connect(url: &NbdUrl) -> Result<Self, String> {
-        let failed = |e: &dyn fmt::Display| format!("{url}: {e}");
-        let (reader, mut writer) = open(&url.address).await.map_err(|e| failed(&e))?;
-        let mut reader = BufReader::with_capacity(256 << 10, reader);
-        let haggle = Haggle { reader: &mut reader, writer: &mut writer };
-        let agreed = haggle.run(&url.export).await.map_err(|e| failed(&e))?;
+        let opened = tokio::time::timeout(OPEN_TIME, async {
+            let (reader, mut writer) = open(&url.address).await.map_err(|e| e.to_string())?;
+            let mut reader = BufReader::with_capacity(READER_BYTES, reader);
+            let haggle = Haggle { reader: &mut reader, writer: &mut writer };
+            let agreed = haggle.run(&url.export).await?;
+            Ok((reader, writer, agreed))
+        });
+        let opened = opened.await.unwrap_or_else(|_| Err("the server does not answer".into()));
+        let (reader, writer, agreed) = opened.map_err(|e: String| format!("{url}: {e}"))?;
         let shared = Arc::new(Shared::default());
         let (requests, queue) = mpsc::unbounded_channel();
         drop(tokio::spawn(receive(reader, shared.clone(), agreed.context)));
