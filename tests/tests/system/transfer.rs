@@ -18,12 +18,27 @@ struct Exporter {
 }
 
 impl Exporter {
-    fn start(scratch: &Scratch, image: &str, format: &str) -> Self {
+    /// QEMU's.
+    fn start(scratch: &Scratch, image: &str, format: &str, flags: &[&str]) -> Self {
+        let flags = [&["-t", "-f", format], flags, &[image, "-k"]].concat();
+        Self::run(scratch, "qemu-nbd", &flags, &[])
+    }
+
+    /// One that serves a raw file, with filters between.
+    fn nbdkit(scratch: &Scratch, image: &str, flags: &[&str], settings: &[&str]) -> Self {
+        let flags = [&["-f"], flags, &["-U"]].concat();
+        Self::run(scratch, "nbdkit", &flags, &[&["file", image], settings].concat())
+    }
+
+    /// Starts a program that takes the path of its socket between other arguments.
+    fn run(scratch: &Scratch, program: &str, before: &[&str], behind: &[&str]) -> Self {
         let socket = scratch.at("other.sock");
-        let mut command = Command::new("qemu-nbd");
-        command.args(["-t", "-f", format, "-k"]).arg(&socket).arg(image).stdin(Stdio::null());
-        let exporter = Self { process: command.spawn().expect("qemu-nbd starts"), socket };
-        wait("qemu-nbd answers", || {
+        let _ = fs::remove_file(&socket);
+        let mut command = Command::new(program);
+        command.args(before).arg(&socket).args(behind).stdin(Stdio::null());
+        let process = command.spawn().unwrap_or_else(|e| panic!("{program}: {e}"));
+        let exporter = Self { process, socket };
+        wait(&format!("{program} answers"), || {
             output("nbdinfo", &["--size", &exporter.uri()]).status.success().then_some(())
         });
         exporter
@@ -149,14 +164,14 @@ fn nbd_servers_give_and_take_disks() {
     let server = site.serve(&[]);
     let (raw, qcow2) = (scratch.image("raw", 64 * MIB, 14), scratch.text("qcow2"));
     run("qemu-img", &["convert", "-O", "qcow2", &raw, &qcow2]);
-    let other = Exporter::start(&scratch, &qcow2, "qcow2");
+    let other = Exporter::start(&scratch, &qcow2, "qcow2", &[]);
     site.run(&["volume", "import", &other.uri(), "a", "--verify"]);
     drop(other);
     assert_same(&raw, &server.uri("a"));
     // From this server to itself, over TCP.
     site.run(&["volume", "import", &server.tcp_uri("a"), "b", "--size", "80M"]);
     run("qemu-img", &["create", "-q", "-f", "qcow2", &qcow2, "90M"]);
-    let other = Exporter::start(&scratch, &qcow2, "qcow2");
+    let other = Exporter::start(&scratch, &qcow2, "qcow2", &[]);
     site.run(&["volume", "export", "b", &other.uri()]);
     assert_same(&raw, &other.uri());
     refused(&site, &["volume", "export", "b", &other.uri()], "has data");
@@ -166,6 +181,38 @@ fn nbd_servers_give_and_take_disks() {
     site.run(&["volume", "export", "b", &other.uri(), "--force"]);
     assert_same(&second, &other.uri());
     refused(&site, &["volume", "export", "disk0", &other.uri()], "too small");
+    drop(other);
+    let other = Exporter::start(&scratch, &qcow2, "qcow2", &["-r"]);
+    refused(&site, &["volume", "export", "b", &other.uri(), "--force"], "read-only");
+    server.stop();
+}
+
+#[test]
+fn nbd_servers_that_can_do_little_will_do() {
+    let scratch = Scratch::new();
+    let site = site(&scratch);
+    let server = site.serve(&[]);
+    let (raw, other) = (scratch.image("raw", 24 * MIB, 23), scratch.dense("other", 32 * MIB, 24));
+    // Simple replies, no map of what is allocated, no zeroes but written ones.
+    let simple = ["--no-sr", "--filter=noextents", "--filter=nozero"];
+    let nbdkit = Exporter::nbdkit(&scratch, &raw, &simple, &[]);
+    site.run(&["volume", "import", &nbdkit.uri(), "a", "--verify"]);
+    drop(nbdkit);
+    assert_same(&raw, &server.uri("a"));
+    let nbdkit = Exporter::nbdkit(&scratch, &other, &simple, &[]);
+    refused(&site, &["volume", "export", "a", &nbdkit.uri()], "has data");
+    site.run(&["volume", "export", "a", &nbdkit.uri(), "--force"]);
+    drop(nbdkit);
+    run("cmp", &["-n", &(24 * MIB).to_string(), &raw, &other]);
+    // Structured replies, without a map.
+    let nbdkit = Exporter::nbdkit(&scratch, &raw, &["--filter=noextents"], &[]);
+    site.run(&["volume", "import", &nbdkit.uri(), "b", "--verify"]);
+    drop(nbdkit);
+    // One that fails later, by structured and simple replies.
+    for flags in [&["--filter=error"][..], &["--no-sr", "--filter=error"]] {
+        let nbdkit = Exporter::nbdkit(&scratch, &other, flags, &["error-pread-rate=20%"]);
+        refused(&site, &["volume", "import", &nbdkit.uri(), "b", "--force"], "input/output error");
+    }
     server.stop();
 }
 

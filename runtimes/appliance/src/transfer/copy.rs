@@ -175,7 +175,59 @@ fn is_zero(block: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+
     use super::*;
+    use crate::transfer::Format;
+    use crate::transfer::image::Image;
+
+    fn file(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("heeler-copy-{}-{name}", std::process::id()))
+    }
+
+    fn empty(path: &Path, size: u64) -> Disk {
+        Disk::Image(Arc::new(Image::create(path, Format::Raw, size).unwrap()))
+    }
+
+    #[tokio::test]
+    async fn what_is_noted_is_there() {
+        let (from_path, to_path, again_path) = (file("from"), file("to"), file("again"));
+        let size = 5 * NOTE_BYTES / 2 + 1000;
+        let content: Vec<u8> = (0..size).map(|at| (at % 251 * (at >> 20 & 1)) as u8).collect();
+        fs::write(&from_path, &content).unwrap();
+        let from = Image::open(&from_path, Some(Format::Raw)).unwrap();
+        let (from, to) = (Disk::Image(Arc::new(from)), empty(&to_path, size));
+        let mut extents = Extents::default();
+        extents.push(0, size);
+        let copy = Copy { from: &from, extents: &extents, to: &to, blank: true, done_bytes: 0 };
+        let mut notes = Vec::new();
+        let same = |end: u64| {
+            let end = end as usize;
+            fs::read(&to_path).unwrap()[..end] == content[..end]
+        };
+        let note = |mark| {
+            assert!(same(mark), "something before {mark} is missing");
+            notes.push(mark);
+            Ok(())
+        };
+        copy.run(&Bar::new("test"), note).await.unwrap();
+        assert!(same(size));
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        assert!(notes[0] < notes[1], "{notes:?}");
+        // From a note on, the rest is copied, and nothing else.
+        let again = empty(&again_path, size);
+        let done_bytes = notes[1];
+        let copy = Copy { to: &again, done_bytes, ..copy };
+        copy.run(&Bar::new("test"), |_| Ok(())).await.unwrap();
+        let (done, rest) = (done_bytes as usize, fs::read(&again_path).unwrap());
+        assert!(rest[..done].iter().all(|byte| *byte == 0));
+        assert!(rest[done..] == content[done..]);
+        for path in [from_path, to_path, again_path] {
+            fs::remove_file(path).unwrap();
+        }
+    }
 
     #[test]
     fn long_runs_of_zeroes_are_found() {

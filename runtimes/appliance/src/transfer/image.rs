@@ -53,7 +53,7 @@ impl Image {
         let file_bytes = file.seek(io::SeekFrom::End(0)).map_err(failed)?;
         let head = Head::read(&mut file).map_err(failed)?;
         let format = head.judge(path, format).map_err(named)?;
-        let version = format!("{}.{:09}", metadata.mtime(), metadata.mtime_nsec());
+        let version = version_of(&metadata);
         let (kind, size) = match format {
             Format::Raw => (Kind::Raw(file), file_bytes),
             Format::Qcow2 => {
@@ -125,6 +125,15 @@ impl Image {
         &self.version
     }
 
+    /// Fails if the file has changed since it was opened to be read.
+    pub(crate) fn check_unchanged(&self) -> Result<(), String> {
+        let metadata = fs::metadata(&self.path).map_err(|e| self.failed("its time", &e))?;
+        if version_of(&metadata) == self.version {
+            return Ok(());
+        }
+        Err(format!("{} was changed while it was read", self.path.display()))
+    }
+
     /// Where there is data.
     pub(crate) fn extents(&self) -> Result<Extents, String> {
         let found = match &self.kind {
@@ -166,6 +175,10 @@ impl Image {
     fn failed(&self, what: &str, e: &io::Error) -> String {
         format!("{}: {what}: {e}", self.path.display())
     }
+}
+
+fn version_of(metadata: &fs::Metadata) -> String {
+    format!("{}.{:09}", metadata.mtime(), metadata.mtime_nsec())
 }
 
 fn open_qcow2(path: &Path, write: bool) -> io::Result<FormatAccess<Storage>> {

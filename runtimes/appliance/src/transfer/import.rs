@@ -157,6 +157,9 @@ async fn transfer(
     let written =
         copy.run(&bar, |done_bytes| note.save(job, Progress { blank, done_bytes })).await?;
     drop(bar);
+    if let Disk::Image(image) = source {
+        image.check_unchanged()?;
+    }
     // What lies behind the end of the source, if the volume was there before.
     if !blank {
         let tail = Extent { at: source.size(), len: target.size() - source.size() };
