@@ -136,11 +136,7 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
         VolumeCommand::Import(args) => transfer::import(common, args)?,
         VolumeCommand::Export(args) => transfer::export(common, args)?,
         VolumeCommand::Scrub { name } => scrub(&mut Server::connect(&common.data()?)?, name)?,
-        VolumeCommand::Push { name } => {
-            let mut server = Server::connect(&common.data()?)?;
-            push(&mut server, &Request::VolumePush { name: name.clone() })?;
-            println!("everything that was dirty in {name} is in the store");
-        }
+        VolumeCommand::Push { name } => push_volume(&mut Server::connect(&common.data()?)?, name)?,
     }
     Ok(())
 }
@@ -210,6 +206,12 @@ impl Target {
         }
         Store::open(place.store).map(Self::Store).map_err(|e| e.to_string())
     }
+}
+
+fn push_volume(server: &mut Server, name: &str) -> Result<(), String> {
+    push(server, &Request::VolumePush { name: name.into() })?;
+    println!("everything that was dirty in {name} is in the store");
+    Ok(())
 }
 
 pub(crate) fn push(server: &mut Server, request: &Request) -> Result<(), String> {

@@ -206,7 +206,7 @@ fn nbd_servers_that_can_do_little_will_do() {
     run("cmp", &["-n", &(24 * MIB).to_string(), &raw, &other]);
     // Structured replies, without a map.
     let nbdkit = Exporter::nbdkit(&scratch, &raw, &["--filter=noextents"], &[]);
-    site.run(&["volume", "import", &nbdkit.uri(), "b", "--verify"]);
+    site.run(&["volume", "import", &nbdkit.uri(), "b", "--size", "32M", "--verify"]);
     drop(nbdkit);
     // One that fails later, by structured and simple replies.
     for flags in [&["--filter=error"][..], &["--no-sr", "--filter=error"]] {
