@@ -1,5 +1,7 @@
 //! The command line.
 
+mod transfer;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -9,6 +11,7 @@ use heeler_core::event::Mode;
 use heeler_core::policy::Policy;
 use heeler_replay::{CacheSize, SizeError};
 
+pub(crate) use self::transfer::{ExportArgs, ImportArgs};
 use crate::setting::{Setting, Switch, parse_mode};
 use crate::settings::Listen;
 use crate::size::{Memory, Size};
@@ -34,7 +37,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve volumes until SIGTERM or SIGINT
     Serve(ServeArgs),
-    /// Make, list, inspect, delete, push, set or scrub volumes
+    /// Make, list, inspect, delete, push, set, scrub, import or export volumes
     Volume {
         #[command(subcommand)]
         command: VolumeCommand,
@@ -184,6 +187,10 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// Copy a disk from a file or an NBD server into a volume, which is made
+    Import(ImportArgs),
+    /// Copy a volume to a file or an NBD server
+    Export(ExportArgs),
     /// Read everything that the cache device holds of a served volume, compare it with its
     /// checksums, and repair what is damaged from RAM or the store
     Scrub {
@@ -420,6 +427,11 @@ mod tests {
             "heeler cache drop",
             "heeler cache info --shard all",
             "heeler volume delete",
+            "heeler volume import a.raw",
+            "heeler volume import s3://bucket/a web",
+            "heeler volume import a.raw web --force --resume",
+            "heeler volume export web",
+            "heeler volume export web nbd+unix:///x",
             "heeler replay",
             "heeler replay a.btr --policy mru",
             "heeler replay a.btr --policy lru,",

@@ -14,6 +14,7 @@ use crate::setting::Setting;
 use crate::settings::Common;
 use crate::show;
 use crate::size::Size;
+use crate::transfer;
 use heeler_core::event::Buffering;
 use heeler_core::wire::head::Settings;
 use heeler_store::{Place, Store, volumes};
@@ -111,12 +112,10 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
         }
         VolumeCommand::Delete { name, force, store } => delete(common, name, *force, store)?,
         VolumeCommand::Set { name, settings, store } => set(common, name, settings, store)?,
+        VolumeCommand::Import(args) => transfer::import(common, args)?,
+        VolumeCommand::Export(args) => transfer::export(common, args)?,
         VolumeCommand::Scrub { name } => scrub(&mut Server::connect(&common.data()?)?, name)?,
-        VolumeCommand::Push { name } => {
-            let mut server = Server::connect(&common.data()?)?;
-            push(&mut server, &Request::VolumePush { name: name.clone() })?;
-            println!("everything that was dirty in {name} is in the store");
-        }
+        VolumeCommand::Push { name } => push_volume(&mut Server::connect(&common.data()?)?, name)?,
     }
     Ok(())
 }
@@ -228,7 +227,13 @@ impl Target {
     }
 }
 
-fn push(server: &mut Server, request: &Request) -> Result<(), String> {
+fn push_volume(server: &mut Server, name: &str) -> Result<(), String> {
+    push(server, &Request::VolumePush { name: name.into() })?;
+    println!("everything that was dirty in {name} is in the store");
+    Ok(())
+}
+
+pub(crate) fn push(server: &mut Server, request: &Request) -> Result<(), String> {
     let bar = Bar::new("pushing");
     server.ask_with(request, &mut |done, total| bar.set(done, total))
 }
@@ -241,7 +246,7 @@ fn print<T: Serialize>(json: bool, value: &T, show: impl Fn(&T) -> String) {
     }
 }
 
-fn run<T>(work: impl Future<Output = T>) -> Result<T, String> {
+pub(crate) fn run<T>(work: impl Future<Output = T>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     Ok(runtime.map_err(|e| format!("the runtime: {e}"))?.block_on(work))
 }

@@ -17,6 +17,7 @@ mod settings;
 mod show;
 mod size;
 mod store_io;
+mod transfer;
 
 use std::process::ExitCode;
 

@@ -1,5 +1,6 @@
 //! The appliance with real clients: `nbdinfo`, `nbdcopy`, `qemu-img`, `qemu-io`, `fio` and libnbd's
-//! Python bindings, over a directory store and over an S3 server on loopback.
+//! Python bindings, over a directory store and over an S3 server on loopback; and with other NBD
+//! servers: `qemu-nbd` and `nbdkit`.
 //!
 //! Each test starts servers of its own in a directory of its own, waits for what it can see (a
 //! socket that answers, a line of output) and never for a time to pass. When a test fails, its
@@ -20,3 +21,4 @@ mod outage;
 mod ownership;
 mod rig;
 mod s3;
+mod transfer;

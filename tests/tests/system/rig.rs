@@ -265,6 +265,15 @@ impl Site {
         command
     }
 
+    /// Starts a command that is to be killed.
+    pub(crate) fn start(&self, args: &[&str]) -> Child {
+        let mut command = Command::new(binary());
+        command.args(args).arg("--data").arg(&self.data).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.spawn().expect("the command starts; is it built?")
+    }
+
     /// Runs a command that does not name the store.
     pub(crate) fn output(&self, args: &[&str]) -> Output {
         self.command(args).output().expect("timeout(1) starts")
