@@ -65,8 +65,9 @@ pub(crate) struct Remote {
     /// Empty, or what every key in the bucket begins with.
     prefix: String,
     target: Target,
-    /// For each page of a listing.
-    page_timeout: Duration,
+    /// For the begin of an answer, or a page of a listing.
+    patience: Duration,
+    bytes_per_second_min: u64,
 }
 
 impl Remote {
@@ -76,7 +77,8 @@ impl Remote {
             inner,
             prefix: prefix.into(),
             target,
-            page_timeout: config.request_timeout,
+            patience: config.request_timeout,
+            bytes_per_second_min: config.bytes_per_second_min,
         };
         match &config.place {
             Place::Memory => Ok(remote(Arc::new(InMemory::new()), "", Target::Memory)),
@@ -119,6 +121,21 @@ impl Remote {
         explain(&self.target, verb, key, e)
     }
 
+    async fn in_time<T>(
+        &self,
+        verb: Verb,
+        key: &str,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, StoreError> {
+        timeout(self.patience, answer).await.map_err(|_| {
+            let (verb, patience) = (verb.name(), self.patience);
+            StoreError::new(
+                ErrorKind::Transient,
+                format!("{verb} {key}: no answer in {patience:?}"),
+            )
+        })
+    }
+
     async fn get_checked(
         &self,
         key: &str,
@@ -127,7 +144,8 @@ impl Remote {
     ) -> Result<Bytes, StoreError> {
         let options =
             GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
-        let result = match self.inner.get_opts(path, options).await {
+        // Its body has a time of its own, by its length.
+        let result = match self.in_time(Verb::Get, key, self.inner.get_opts(path, options)).await? {
             Ok(result) => result,
             Err(e) => {
                 let error = self.error(Verb::Get, key, &e);
@@ -162,7 +180,14 @@ impl Remote {
                 format!("get {key}: {wanted} bytes are more than any object of ours has"),
             ));
         }
-        let bytes = result.bytes().await.map_err(|e| self.error(Verb::Get, key, &e))?;
+        let limit = self.patience + Duration::from_secs(wanted / self.bytes_per_second_min);
+        let bytes = timeout(limit, result.bytes()).await.unwrap_or_else(|_| {
+            Err(object_store::Error::Generic {
+                store: "the store",
+                source: format!("stopped in the middle of an answer, for {limit:?}").into(),
+            })
+        });
+        let bytes = bytes.map_err(|e| self.error(Verb::Get, key, &e))?;
         if bytes.len() as u64 != wanted {
             return Err(short(key, wanted, bytes.len() as u64));
         }
@@ -237,10 +262,7 @@ impl Backend for Remote {
             let mut entries = Vec::new();
             loop {
                 // A page of the listing at a time: long ones may take long, but not stall.
-                let next = timeout(self.page_timeout, listed.try_next()).await.map_err(|_| {
-                    let text = format!("list {prefix}: no answer in {:?}", self.page_timeout);
-                    StoreError::new(ErrorKind::Transient, text)
-                })?;
+                let next = self.in_time(Verb::List, prefix, listed.try_next()).await?;
                 let Some(meta) = next.map_err(|e| self.error(Verb::List, prefix, &e))? else {
                     break;
                 };
