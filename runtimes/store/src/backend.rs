@@ -18,6 +18,7 @@ use object_store::{
     PutPayload, RetryConfig,
 };
 
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::config::is_loopback;
@@ -56,6 +57,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// All objects whose keys begin with `prefix` and a slash, sorted by key.
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>>;
+
+    /// Removes what crashes have left of puts and no listing shows.
+    fn sweep(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// A directory, an S3 bucket or this process's memory.
@@ -273,6 +279,38 @@ impl Backend for Remote {
             Ok(entries)
         })
     }
+
+    fn sweep(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Target::Directory(path) = self.target.clone() else { return };
+            // If it fails it will be done another time.
+            let _ = spawn_blocking(move || sweep_directory(&path)).await;
+        })
+    }
+}
+
+/// Removes files that puts have begun long ago: they are called as the object, `#` and a number.
+fn sweep_directory(path: &FilePath) {
+    let Ok(entries) = std::fs::read_dir(path) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        let begun = name.to_str().and_then(|name| name.rsplit_once('#'));
+        let begun = begun.is_some_and(|(_, number)| number.parse::<u32>().is_ok());
+        match entry.metadata() {
+            Ok(meta) if meta.is_dir() => sweep_directory(&path),
+            Ok(meta) if begun && meta.is_file() => {
+                let age = meta.modified().ok().and_then(|time| time.elapsed().ok());
+                if age.is_some_and(|age| age > LEFTOVER_AGE) {
+                    match std::fs::remove_file(&path) {
+                        Ok(()) => log::info!("removed {}: left by a crash", path.display()),
+                        Err(e) => log::warn!("{} stays behind: {e}", path.display()),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Creates a directory and what is missing above it, durably: what is put into it must not be lost
@@ -371,6 +409,8 @@ fn check_endpoint(endpoint: &str, allow_http: bool) -> Result<(), ConfigError> {
     }))
 }
 
+/// No put is at work for so long.
+const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 /// Above the largest object that heeler writes: the head of a volume of 64 TiB, with 12 MiB.
 pub(crate) const GET_BYTES_MAX: u64 = 16 << 20;
 
@@ -412,5 +452,4 @@ mod tests {
         assert!(format!("{remote:?}").contains("fsync: true"));
         std::fs::remove_dir_all(path).expect("removes");
     }
-
 }

@@ -33,7 +33,8 @@ impl From<StoreError> for Failed {
 impl Store {
     /// Proves that the store is fit for volumes, with a dozen small requests; leaves nothing behind.
     /// Where it does not keep the rule of creates, and the settings allow that, creates are looked
-    /// up before they are put from now on.
+    /// up before they are put from now on. Also removes what crashes have left of puts, where the
+    /// store does not do so by itself.
     ///
     /// A race that is lost rarely can pass; a store that ignores the condition cannot.
     ///
@@ -54,6 +55,7 @@ impl Store {
                 Ok(()) => {}
             }
         }
+        self.sweep().await;
         result
     }
 
@@ -329,8 +331,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_allowed_but_not_needed_is_not_done() {
-        let config =
-            StoreConfig { single_writer_unsafe: true, ..StoreConfig::new(Place::Memory) };
+        let config = StoreConfig { single_writer_unsafe: true, ..StoreConfig::new(Place::Memory) };
         let store = Store::open(config).expect("opens");
         assert_eq!(store.probe().await, Ok(Fencing::On));
         let before = store.counters();

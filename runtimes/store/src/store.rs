@@ -238,6 +238,11 @@ impl Store {
         self.run(&shared.reads, limit, Verb::List, prefix, || shared.backend.list(prefix)).await
     }
 
+    /// Removes what crashes have left of puts and no listing shows.
+    pub(crate) async fn sweep(&self) {
+        self.shared.backend.sweep().await;
+    }
+
     /// Whether creates look for the key first, and then put: see [`Self::probe`].
     pub(crate) fn look_before_creates(&self, look: bool) {
         self.shared.looks.store(look, Ordering::Relaxed);
@@ -348,67 +353,6 @@ pub(crate) mod tests {
     async fn text(store: &Store, key: &str) -> Result<String, ErrorKind> {
         let bytes = store.get(key, None).await.map_err(|e| e.kind)?;
         Ok(String::from_utf8(bytes.to_vec()).expect("the test wrote text"))
-    }
-
-    async fn round_trip(store: &Store) {
-        let pieces = ["ab", "", "cdef"].map(|piece| Bytes::from_static(piece.as_bytes()));
-        store.put("v/one", pieces.into_iter().collect(), false).await.expect("puts");
-        assert_eq!(text(store, "v/one").await.as_deref(), Ok("abcdef"));
-        assert_eq!(&store.get("v/one", Some(2..5)).await.expect("gets")[..], b"cde");
-        for past in [4..7, 6..7, 100..101] {
-            let error = store.get("v/one", Some(past.clone())).await.expect_err("short");
-            assert_eq!(error.kind, ErrorKind::Permanent, "{past:?}: {error}");
-        }
-        assert_eq!(text(store, "v/two").await, Err(ErrorKind::NotFound));
-        let ranged = store.get("v/two", Some(0..1)).await.expect_err("missing");
-        assert_eq!(ranged.kind, ErrorKind::NotFound);
-
-        store.put("v/two", bytes("new"), true).await.expect("creates");
-        let again = store.put("v/two", bytes("newer"), true).await.expect_err("taken");
-        assert_eq!(again.kind, ErrorKind::AlreadyExists);
-        assert_eq!(text(store, "v/two").await.as_deref(), Ok("new"));
-        store.put("v/two", bytes("newest"), false).await.expect("overwrites");
-        assert_eq!(text(store, "v/two").await.as_deref(), Ok("newest"));
-
-        store.put("vv/three", bytes("x"), false).await.expect("puts");
-        let listed = store.list("v").await.expect("lists");
-        let entry = |key: &str, bytes| Entry { key: key.into(), bytes };
-        assert_eq!(listed, [entry("v/one", 6), entry("v/two", 6)]);
-        assert_eq!(store.list("nothing").await, Ok(Vec::new()));
-        store.delete("v/one").await.expect("deletes");
-        store.delete("v/one").await.expect("deletes what is gone");
-        assert_eq!(text(store, "v/one").await, Err(ErrorKind::NotFound));
-    }
-
-    #[tokio::test]
-    async fn memory_keeps_the_contract() {
-        let store = memory();
-        round_trip(&store).await;
-        store.probe().await.expect("fit");
-        assert_eq!(store.list("probe").await, Ok(Vec::new()));
-        let other = memory();
-        assert_eq!(text(&other, "v/two").await, Err(ErrorKind::NotFound));
-    }
-
-    #[tokio::test]
-    async fn a_directory_keeps_the_contract() {
-        let path = scratch("contract");
-        let open = || {
-            let url = format!("file://{}/deep/er", path.display());
-            let config = StoreConfig::parse(&url, Default::default()).expect("parses");
-            Store::open(config).expect("opens")
-        };
-        let store = open();
-        round_trip(&store).await;
-        store.probe().await.expect("fit");
-        assert_eq!(store.list("probe").await, Ok(Vec::new()));
-        assert_eq!(text(&open(), "v/two").await.as_deref(), Ok("newest"));
-        // What a crash leaves of a put is neither listed nor in the way of the next one.
-        std::fs::write(path.join("deep/er/v/four#1"), "half").expect("writes");
-        assert_eq!(store.list("v").await.expect("lists").len(), 1);
-        store.put("v/four", bytes("whole"), true).await.expect("creates");
-        assert_eq!(text(&store, "v/four").await.as_deref(), Ok("whole"));
-        std::fs::remove_dir_all(path).expect("removes");
     }
 
     #[tokio::test]
