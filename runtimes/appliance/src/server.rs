@@ -335,7 +335,7 @@ impl Server {
     /// Reads all that the cache device holds of a volume, and says how far it is.
     async fn scrub(&self, name: &str, out: &mut Lines) -> Result<Scrubbed, String> {
         let served = self.find(name).filter(|status| status.state == "served");
-        let volume = served.ok_or_else(|| format!("this server serves no volume '{name}'"))?;
+        let volume = served.ok_or_else(|| no_volume(name))?;
         let lost = || format!("volume '{name}' was closed before the scrub was done");
         let state = async || counters::scrub_of(&self.report_shards().await, volume.number);
         let before = state().await.ok_or_else(lost)?;
@@ -490,7 +490,7 @@ impl Server {
         if let Some(name) = volume {
             volumes.retain(|status| status.name == name);
             if volumes.is_empty() {
-                return Err(format!("this server has no volume '{name}'"));
+                return Err(no_volume(name));
             }
         }
         let mut shards = self.report_shards().await;
@@ -626,7 +626,7 @@ impl Server {
             Request::VolumeDelete { name, force } => done(&self.delete(&name, force).await?),
             Request::VolumePush { name } => {
                 let volume = self.find(&name);
-                let volume = volume.ok_or_else(|| format!("this server has no volume '{name}'"))?;
+                let volume = volume.ok_or_else(|| no_volume(&name))?;
                 done(&self.push(&[volume], out).await?)
             }
             Request::CacheInfo { volume, shard } => {
@@ -700,6 +700,10 @@ impl Lines {
         line.push(b'\n');
         self.0.write_all(&line).await.map_err(|e| e.to_string())
     }
+}
+
+fn no_volume(name: &str) -> String {
+    format!("this server has no volume '{name}'; `heeler volume list` shows them")
 }
 
 fn done<T: serde::Serialize>(value: &T) -> Answer {

@@ -119,7 +119,9 @@ impl fmt::Display for VolumeError {
                 write!(f, "objects cannot have 2^{shift} bytes: a power of two, 64K to 4M")
             }
             Self::Exists(name) => write!(f, "there is a volume '{name}' already"),
-            Self::Missing(name) => write!(f, "there is no volume '{name}'"),
+            Self::Missing(name) => {
+                write!(f, "there is no volume '{name}'; `heeler volume list` shows them")
+            }
             Self::InUse { name, host, since_unix_secs } => write!(
                 f,
                 "volume '{name}' belongs to a server on '{host}' since {since_unix_secs} (seconds \
