@@ -32,7 +32,7 @@ struct Shared {
     jitter: AtomicU64,
     /// Creates look first.
     looks: AtomicBool,
-    trouble: Mutex<Option<Trouble>>,
+    troubles: Mutex<Troubles>,
 }
 
 #[derive(Debug, Default)]
@@ -68,13 +68,20 @@ pub struct Counters {
     pub failures: u64,
 }
 
-/// The store fails, and no request has succeeded since.
+/// The store fails, and no request of the kind has succeeded since.
 #[derive(Clone, Debug)]
 pub struct Trouble {
     /// Since when.
     pub since: Instant,
     /// What the last failure was.
     pub text: String,
+}
+
+/// Kept apart, because a full or read-only store can be read all the same.
+#[derive(Debug, Default)]
+struct Troubles {
+    reads: Option<Trouble>,
+    writes: Option<Trouble>,
 }
 
 impl Store {
@@ -103,7 +110,7 @@ impl Store {
                 reads: Semaphore::new(config.reads_max),
                 writes: Semaphore::new(config.writes_max),
                 looks: AtomicBool::new(config.single_writer_unsafe),
-                trouble: Mutex::new(None),
+                troubles: Mutex::default(),
                 config,
                 counted: Counted::default(),
                 jitter: AtomicU64::new(seed),
@@ -137,7 +144,8 @@ impl Store {
     /// What is wrong with the store now, by the requests so far.
     #[must_use]
     pub fn trouble(&self) -> Option<Trouble> {
-        self.shared.trouble.lock().expect("no panic holds it").clone()
+        let troubles = self.shared.troubles.lock().expect("no panic holds it");
+        troubles.writes.clone().or_else(|| troubles.reads.clone())
     }
 
     /// An object's bytes, or those of a range: all that was asked for, or an error.
@@ -273,7 +281,7 @@ impl Store {
                 Err(StoreError::new(kind, format!("{verb} {key}: no answer in {limit:?}")))
             });
             drop(permit);
-            self.note(result.as_ref().err());
+            self.note(verb, result.as_ref().err());
             let Err(error) = result else { return result };
             match error.kind {
                 ErrorKind::NotFound | ErrorKind::AlreadyExists => return Err(error),
@@ -292,15 +300,21 @@ impl Store {
     }
 
     /// Keeps the trouble of the store up to date by the outcome of a try.
-    fn note(&self, error: Option<&StoreError>) {
-        let mut trouble = self.shared.trouble.lock().expect("no panic holds it");
+    fn note(&self, verb: Verb, error: Option<&StoreError>) {
+        let mut troubles = self.shared.troubles.lock().expect("no panic holds it");
+        let Troubles { reads, writes } = &mut *troubles;
         match error.map(|e| (e.kind, &e.text)) {
             Some((ErrorKind::Transient | ErrorKind::Timeout | ErrorKind::Refused, text)) => {
+                let trouble = if matches!(verb, Verb::Get | Verb::List) { reads } else { writes };
                 let since = trouble.as_ref().map_or_else(Instant::now, |trouble| trouble.since);
                 *trouble = Some(Trouble { since, text: text.clone() });
             }
-            // It answered.
-            _ => *trouble = None,
+            // It answered. What takes a put takes everything; a full store takes deletes.
+            _ => match verb {
+                Verb::Get | Verb::List => *reads = None,
+                Verb::Put | Verb::Create => (*reads, *writes) = (None, None),
+                Verb::Delete => {}
+            },
         }
     }
 
@@ -441,6 +455,27 @@ pub(crate) mod tests {
         assert_eq!(read, (ErrorKind::NotFound, Duration::ZERO), "reads do not queue behind writes");
         assert!(!writes[0].0 && !writes[1].0);
         assert!(writes[2].0 && writes[2].1 >= limit, "the third write waited for the lane");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trouble_lasts_until_the_same_kind_succeeds() {
+        let hangs = Some(Fault::Hangs);
+        let faults = [hangs, None, None, None, hangs, None];
+        let backend = Faulty::memory(1, Rates::default()).first(faults.to_vec());
+        let config = StoreConfig { attempts: 1, ..StoreConfig::new(Place::Memory) };
+        let store = Store::with_backend(config, Box::new(backend));
+        let trouble = || store.trouble().map(|trouble| trouble.text);
+        store.put("a", bytes("x"), false).await.expect_err("hangs");
+        assert!(trouble().is_some_and(|text| text.contains("put a: no answer")));
+        store.list("a").await.expect("lists");
+        store.delete("a").await.expect("deletes");
+        assert!(trouble().is_some(), "a full store can be read, and deleted from");
+        store.put("a", bytes("x"), false).await.expect("puts");
+        assert_eq!(trouble(), None);
+        store.get("a", None).await.expect_err("hangs");
+        assert!(trouble().is_some_and(|text| text.contains("get a")));
+        store.get("a", None).await.expect("gets");
+        assert_eq!(trouble(), None);
     }
 
     #[tokio::test]

@@ -315,7 +315,8 @@ impl Site {
         let port = free_port();
         let log = self.data.with_extension("log");
         let file = File::options().append(true).create(true).open(&log).expect("a log file");
-        let line = [by, &[binary().as_str()]].concat();
+        let binary = binary();
+        let line = [by, &[binary.as_str()]].concat();
         let mut command = Command::new(line[0]);
         command.args(&line[1..]).arg("serve").arg("--data").arg(&self.data).args(&self.store);
         let cores = cpus().join(",");

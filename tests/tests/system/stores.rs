@@ -1,7 +1,6 @@
 //! Stores that are not as they should be: each is one line that says what to do.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
@@ -140,13 +139,7 @@ fn a_directory_that_may_not_be_written_is_named() {
             .output()
             .expect("unshare(1) starts")
     };
-    fs::create_dir(scratch.at("elsewhere")).expect("a directory");
-    fs::set_permissions(scratch.at("elsewhere"), fs::Permissions::from_mode(0o777))
-        .expect("for all");
-    for path in ["", "names", "volumes"] {
-        fs::set_permissions(site.store_dir().join(path), fs::Permissions::from_mode(0o555))
-            .expect("read-only");
-    }
+    run("chmod", &["-R", "a-w", site.store_dir().to_str().expect("ASCII")]);
     let listed = as_nobody(&["volume", "list"]);
     assert!(listed.status.success(), "it can be read: {}", said(&listed));
     for command in [
@@ -158,10 +151,7 @@ fn a_directory_that_may_not_be_written_is_named() {
         assert!(line.contains(&path.display().to_string()), "{line}");
         assert!(line.contains("cannot be changed") && line.contains("--store"), "{line}");
     }
-    for path in ["", "names", "volumes"] {
-        fs::set_permissions(site.store_dir().join(path), fs::Permissions::from_mode(0o755))
-            .expect("for the clean-up");
-    }
+    run("chmod", &["-R", "u+w", site.store_dir().to_str().expect("ASCII")]);
 }
 
 #[test]
