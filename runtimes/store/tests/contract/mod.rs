@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use heeler_core::event::Buffering;
+use heeler_core::wire::head::Settings;
 use heeler_store::check::check;
 use heeler_store::volumes::{self, Listed, NewVolume, VolumeError};
 use heeler_store::{Entry, ErrorKind, Fencing, PutPayload, Store, format};
@@ -204,7 +204,7 @@ async fn volumes_live(store: &Store) {
         blocks: 1 << 20,
         object_shift: 22,
         unix_secs: 1,
-        buffering: Buffering::default(),
+        settings: Settings::default(),
     };
     let made = volumes::create(store, &new).await.expect("creates");
     let again = volumes::create(store, &new).await;
