@@ -62,7 +62,8 @@ impl Unusable {
     /// Whether it may pass without anybody's doing.
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Store(e) if matches!(e.kind, ErrorKind::Transient | ErrorKind::Timeout))
+        let Self::Store(e) = self else { return false };
+        matches!(e.kind, ErrorKind::Transient | ErrorKind::Timeout)
     }
 }
 

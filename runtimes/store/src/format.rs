@@ -1,5 +1,5 @@
-//! The mark of a prefix that heeler uses: the object `format`, which says of what version everything
-//! beside it is.
+//! The mark of a prefix that heeler uses: the object `format`, which says of what version
+//! everything beside it is.
 
 use object_store::PutPayload;
 

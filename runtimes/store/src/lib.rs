@@ -3,8 +3,8 @@
 //!
 //! Everything here runs on the control thread (or in a command of its own), never on a data core.
 //! [`Store`] is the client; [`volumes`] creates, lists and deletes volumes; [`check`] reads a
-//! volume's image from its head down to the blocks; [`format`] marks what a prefix is for; [`fault`]
-//! makes a store misbehave, for tests.
+//! volume's image from its head down to the blocks; [`mod@format`] marks what a prefix is for;
+//! [`fault`] makes a store misbehave, for tests.
 #![deny(unsafe_code, missing_docs)]
 
 mod backend;

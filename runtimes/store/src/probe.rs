@@ -31,7 +31,7 @@ impl From<StoreError> for Failed {
 }
 
 impl Store {
-    /// Proves that the store is fit for volumes, with a dozen small requests; leaves nothing behind.
+    /// Proves that the store is fit for volumes, with a dozen small requests; leaves nothing.
     /// Where it does not keep the rule of creates, and the settings allow that, creates are looked
     /// up before they are put from now on. Also removes what crashes have left of puts, where the
     /// store does not do so by itself.

@@ -171,9 +171,9 @@ impl Store {
     /// Stores an object; with `create` only if there is none. Durable when `Ok`.
     ///
     /// # Errors
-    /// `Transient`, `Refused` or `Permanent`; with `create` also `AlreadyExists`, and `Timeout` where the
-    /// outcome is unknown: such a create is never tried again here, because its own first try
-    /// could make the second one look refused.
+    /// `Transient`, `Refused` or `Permanent`; with `create` also `AlreadyExists`, and `Timeout`
+    /// where the outcome is unknown: such a create is never tried again here, because its own
+    /// first try could make the second one look refused.
     pub async fn put(
         &self,
         key: &str,

@@ -1,6 +1,6 @@
 //! The client against real S3 servers on loopback: `moto_server`, from `PATH` or named by
-//! `HEELER_MOTO`, and Ceph's gateway, named by `HEELER_RGW`. Not among the default tests, because of
-//! that: `tests/ceph cargo test -p heeler-store --test s3`.
+//! `HEELER_MOTO`, and Ceph's gateway, named by `HEELER_RGW`. Not among the default tests, because
+//! of that: `tests/ceph cargo test -p heeler-store --test s3`.
 
 mod contract;
 
