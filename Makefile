@@ -7,7 +7,7 @@ ARGS ?=
 # As in `make bench-core BENCH="--rounds 1 --workloads resident"`.
 BENCH ?=
 
-.PHONY: help serve test check loom fuzz system bench bench-core clean
+.PHONY: help serve test check loom fuzz ceph system bench bench-core clean
 
 help:
 	@echo 'make serve   build the appliance and serve a disk (ARGS="..." are passed on)'
@@ -15,6 +15,7 @@ help:
 	@echo 'make check   what is fast of it: style, lints, unit and model tests'
 	@echo 'make loom    every interleaving of what crosses cores'
 	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (10)'
+	@echo 'make ceph    the store client and the appliance on a Ceph that is started for it'
 	@echo 'make system  the appliance with real clients (TESTS="..." names some)'
 	@echo 'make bench   the appliance beside its peers'
 	@echo 'make bench-core  the cost of one access beside other caches (BENCH="..." are passed on)'
@@ -25,8 +26,8 @@ serve:
 	exec $(TARGET)/release/heeler serve $(ARGS)
 
 test:
-	@tests/install serve test s3
-	@tests/run style lints units no_std loom fuzz s3 system
+	@tests/install serve test s3 ceph
+	@tests/run style lints units no_std loom fuzz s3 ceph system
 
 check:
 	@tests/install serve
@@ -39,6 +40,10 @@ loom:
 fuzz:
 	@tests/install serve test
 	@tests/run fuzz
+
+ceph:
+	@tests/install serve test s3 ceph
+	@tests/run ceph
 
 system:
 	@tests/install serve test s3

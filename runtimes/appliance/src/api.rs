@@ -360,6 +360,13 @@ pub(crate) struct CoreInfo {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct StoreInfo {
     pub(crate) url: String,
+    /// Whether the store keeps a second writer out: on; off, and why; or not known yet.
+    pub(crate) fencing: String,
+    /// How long no request has succeeded, and what the last failure was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) failing_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) failure: Option<String>,
     pub(crate) gets: u64,
     pub(crate) get_bytes: u64,
     pub(crate) puts: u64,

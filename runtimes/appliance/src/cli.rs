@@ -116,6 +116,10 @@ pub(crate) struct StoreArgs {
     /// Object store: file:///DIR, s3://BUCKET/PREFIX or memory:// [default: file://DATA/store]
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
+    /// Use a store that does not honour create-if-absent. Then nothing keeps a second server from
+    /// the same volumes, and two would destroy them
+    #[arg(long)]
+    pub(crate) single_writer_unsafe: bool,
 }
 
 /// Of `volume`.

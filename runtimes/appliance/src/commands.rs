@@ -17,7 +17,7 @@ use crate::size::Size;
 use crate::transfer;
 use heeler_core::event::Buffering;
 use heeler_core::wire::head::Settings;
-use heeler_store::{Place, Store, volumes};
+use heeler_store::{Fencing, Place, Store, Unusable, format, volumes};
 
 /// `heeler status`.
 pub(crate) fn status(common: Common<'_>, json: bool) -> Result<(), String> {
@@ -223,7 +223,16 @@ impl Target {
             }
             _ => {}
         }
-        Store::open(place.store).map(Self::Store).map_err(|e| e.to_string())
+        let store = Store::open(place.store).map_err(|e| e.to_string())?;
+        let usable = async {
+            // A store with the mark was proven fit when it was made.
+            if !format::check(&store).await? && create {
+                let _: Fencing = format::prepare(&store).await?;
+            }
+            Ok::<_, Unusable>(())
+        };
+        run(usable)?.map_err(|e| e.to_string())?;
+        Ok(Self::Store(store))
     }
 }
 

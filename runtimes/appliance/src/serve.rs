@@ -24,7 +24,7 @@ use heeler_driver::wires::{ControlWires, CoreWires, wire};
 use heeler_driver::{ConnectionBudget, CoreLoop, CoreParts};
 use heeler_hw::{Arena, BlockFile, UringQueue, topology};
 use heeler_monoio::{Listener, run_core};
-use heeler_store::{ErrorKind, ProbeError, Store, StoreError, volumes};
+use heeler_store::{ErrorKind, Store, StoreError, Unusable, volumes};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -174,9 +174,9 @@ async fn control_thread(settings: &Settings, parts: Parts) -> Result<(), String>
 async fn find_volumes(server: Rc<Server>, takeover: bool) -> String {
     let store = &server.store;
     loop {
-        match store.probe().await {
+        match server.prepare_store().await {
             Ok(()) => break,
-            Err(ProbeError::Store(e)) if e.kind != ErrorKind::Permanent => wait_for_store(&e).await,
+            Err(e) if e.may_pass() => wait_for_store(&e).await,
             Err(e) => return e.to_string(),
         }
     }
@@ -184,11 +184,13 @@ async fn find_volumes(server: Rc<Server>, takeover: bool) -> String {
         match volumes::list(store).await {
             Ok(listed) if listed.is_empty() => match create_first(store).await {
                 Ok(()) => {}
-                Err(e) => wait_for_store(&e).await,
+                Err(e) => wait_for_store(&e.into()).await,
             },
             Ok(listed) => break listed,
-            Err(e) if e.kind == ErrorKind::Permanent => return format!("the store: {e}"),
-            Err(e) => wait_for_store(&e).await,
+            Err(e) => match Unusable::from(e) {
+                e if e.may_pass() => wait_for_store(&e).await,
+                e => return e.to_string(),
+            },
         }
     };
     let mut whole = true;
@@ -224,8 +226,8 @@ async fn create_first(store: &Store) -> Result<(), StoreError> {
     }
 }
 
-async fn wait_for_store(e: &StoreError) {
-    log::error!("the store does not answer, trying again: {e}");
+async fn wait_for_store(e: &Unusable) {
+    log::error!("{e}; trying again");
     tokio::time::sleep(STORE_AGAIN).await;
 }
 

@@ -25,8 +25,8 @@ use heeler_driver::mail::{CoreStatus, ShardStatus};
 use heeler_driver::start::CacheDevice;
 use heeler_driver::wires;
 use heeler_hw::topology;
-use heeler_store::Store;
 use heeler_store::volumes::{self, NewVolume, VolumeError};
+use heeler_store::{Fencing, Store};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
@@ -34,7 +34,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::api::{
     Answer, CacheInfo, CacheReport, CoreInfo, Deleted, Purged, Request, Resized, Scrubbed,
-    ServerMemory, Status, StoreInfo, VolumeInfo, VolumeLine,
+    ServerMemory, Status, VolumeInfo, VolumeLine,
 };
 use crate::counters;
 use crate::files::SharedFile;
@@ -76,6 +76,8 @@ pub(crate) struct Facts {
 pub(crate) struct Server {
     control: RefCell<Control<Requests, Table>>,
     pub(crate) store: Store,
+    /// Whether it keeps a second writer out; `None` until that is known.
+    fencing: RefCell<Option<Fencing>>,
     wake: Wake,
     /// Who waits for the event with a ticket.
     waiters: RefCell<HashMap<Ticket, oneshot::Sender<Event>>>,
@@ -120,6 +122,7 @@ impl Server {
         Self {
             control: RefCell::new(control),
             store,
+            fencing: RefCell::default(),
             wake,
             waiters: RefCell::default(),
             changed: Notify::new(),
@@ -258,6 +261,7 @@ impl Server {
 
     async fn create(&self, new: &NewVolume<'_>) -> Result<(), String> {
         let name = new.name;
+        self.prepare_store().await.map_err(|e| e.to_string())?;
         let head = volumes::create(&self.store, new).await.map_err(|e| e.to_string())?;
         self.add_volume(head.volume, name, false);
         loop {
@@ -277,7 +281,7 @@ impl Server {
     /// The volumes of the store, or, if it does not answer, those that this server knows.
     async fn list(&self, shards: &[ShardStatus]) -> Vec<VolumeLine> {
         let own = self.control.borrow().volumes();
-        let mut lines: Vec<_> = match volumes::list(&self.store).await {
+        let mut lines: Vec<_> = match self.stored_volumes().await {
             Ok(listed) => listed.iter().map(lines::of_listed).collect(),
             Err(e) => {
                 log::warn!("volumes cannot be listed: {e}");
@@ -293,7 +297,7 @@ impl Server {
     }
 
     async fn info(&self, name: &str) -> Result<VolumeInfo, String> {
-        let stored = volumes::info(&self.store, name).await;
+        let stored = self.stored_info(name).await;
         let status = self.find(name);
         let mut info = match (stored, &status) {
             (Ok(info), _) => lines::of_info(name, &info),
@@ -342,7 +346,7 @@ impl Server {
     /// Reads all that the cache device holds of a volume, and says how far it is.
     async fn scrub(&self, name: &str, out: &mut Lines) -> Result<Scrubbed, String> {
         let served = self.find(name).filter(|status| status.state == "served");
-        let volume = served.ok_or_else(|| format!("this server serves no volume '{name}'"))?;
+        let volume = served.ok_or_else(|| no_volume(name))?;
         let lost = || format!("volume '{name}' was closed before the scrub was done");
         let state = async || counters::scrub_of(&self.report_shards().await, volume.number);
         let before = state().await.ok_or_else(lost)?;
@@ -497,7 +501,7 @@ impl Server {
         if let Some(name) = volume {
             volumes.retain(|status| status.name == name);
             if volumes.is_empty() {
-                return Err(format!("this server has no volume '{name}'"));
+                return Err(no_volume(name));
             }
         }
         let mut shards = self.report_shards().await;
@@ -589,7 +593,6 @@ impl Server {
     async fn status(&self) -> Status {
         let cores = self.report().await;
         let shards = shards_of(&cores);
-        let counters = self.store.counters();
         let core = |(cpu, core): (&u32, &CoreStatus)| CoreInfo {
             cpu: *cpu,
             shards: core.shards.iter().map(|shard| shard.shard.0).collect(),
@@ -604,17 +607,7 @@ impl Server {
             draining: self.draining.get(),
             listen: self.facts.listen.clone(),
             cores: self.facts.cpus.iter().zip(&cores).map(core).collect(),
-            store: StoreInfo {
-                url: self.facts.store_url.clone(),
-                gets: counters.gets,
-                get_bytes: counters.get_bytes,
-                puts: counters.puts,
-                put_bytes: counters.put_bytes,
-                deletes: counters.deletes,
-                lists: counters.lists,
-                retries: counters.retries,
-                failures: counters.failures,
-            },
+            store: self.store_info(),
             cache: self.cache_info(&shards),
             volumes: self.list(&shards).await,
         }
@@ -644,7 +637,7 @@ impl Server {
             Request::VolumeDelete { name, force } => done(&self.delete(&name, force).await?),
             Request::VolumePush { name } => {
                 let volume = self.find(&name);
-                let volume = volume.ok_or_else(|| format!("this server has no volume '{name}'"))?;
+                let volume = volume.ok_or_else(|| no_volume(&name))?;
                 done(&self.push(&[volume], out).await?)
             }
             Request::CacheInfo { volume, shard } => {
@@ -720,6 +713,10 @@ impl Lines {
     }
 }
 
+fn no_volume(name: &str) -> String {
+    format!("this server has no volume '{name}'; `heeler volume list` shows them")
+}
+
 fn done<T: serde::Serialize>(value: &T) -> Answer {
     Answer::Done(serde_json::to_value(value).expect("answers are plain data"))
 }
@@ -773,5 +770,6 @@ fn dirty_of(shards: &[ShardStatus], volume: VolumeId) -> u64 {
     counters::shares_of(shards, volume).map(|share| share.dirty_blocks).sum()
 }
 
+mod store;
 #[cfg(test)]
 mod tests;

@@ -65,6 +65,7 @@ struct File {
     shards: Option<u16>,
     memory: Option<Memory>,
     store: Option<String>,
+    single_writer_unsafe: bool,
     listen: Vec<Listen>,
     cores: Option<String>,
     #[serde(deserialize_with = "policy")]
@@ -212,7 +213,9 @@ fn place(
         allow_http: s3.allow_http,
         unsigned_payload: s3.unsigned_payload,
     };
-    let store = StoreConfig::parse(&store_url, options).map_err(|e| e.to_string())?;
+    let store_config = StoreConfig::parse(&store_url, options).map_err(|e| e.to_string())?;
+    let single_writer_unsafe = store.single_writer_unsafe || file.single_writer_unsafe;
+    let store = StoreConfig { single_writer_unsafe, ..store_config };
     Ok(Place { data, cache, store_url, store })
 }
 
@@ -265,6 +268,18 @@ mod tests {
             panic!("an S3 store")
         };
         assert_eq!((bucket.as_str(), options.endpoint.as_deref()), ("b", Some("http://h:9")));
+    }
+
+    #[test]
+    fn doing_without_fencing_must_be_asked_for() {
+        let unsafe_of = |text, args: &ServeArgs| {
+            with_file("g", text, args).unwrap().place.store.single_writer_unsafe
+        };
+        let mut args = ServeArgs::default();
+        assert!(!unsafe_of("", &args));
+        assert!(unsafe_of("single-writer-unsafe = true", &args));
+        args.store.single_writer_unsafe = true;
+        assert!(unsafe_of("", &args));
     }
 
     #[test]

@@ -305,6 +305,12 @@ pub(crate) fn status(status: &Status) -> String {
             ),
         ),
     ];
+    if store.fencing != "on" {
+        rows.push(("fencing", store.fencing.clone()));
+    }
+    if let (Some(seconds), Some(failure)) = (store.failing_seconds, &store.failure) {
+        rows.push(("store fails", format!("for {seconds} s: {failure}")));
+    }
     for core in &status.cores {
         rows.push((
             "core",

@@ -85,7 +85,8 @@ fn failed(error: StoreError) -> StoreAnswer {
     let transient = match error.kind {
         ErrorKind::NotFound => return StoreAnswer::NotFound,
         ErrorKind::AlreadyExists => return StoreAnswer::AlreadyExists,
-        ErrorKind::Transient | ErrorKind::Timeout => true,
+        // The store was fit when the server started, so somebody may put right what is wrong.
+        ErrorKind::Transient | ErrorKind::Timeout | ErrorKind::Refused => true,
         ErrorKind::Permanent => false,
     };
     StoreAnswer::Failed { transient, text: error.text }

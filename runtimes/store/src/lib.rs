@@ -3,19 +3,24 @@
 //!
 //! Everything here runs on the control thread (or in a command of its own), never on a data core.
 //! [`Store`] is the client; [`volumes`] creates, lists and deletes volumes; [`check`] reads a
-//! volume's image from its head down to the blocks; [`fault`] makes a store misbehave, for tests.
+//! volume's image from its head down to the blocks; [`mod@format`] marks what a prefix is for;
+//! [`fault`] makes a store misbehave, for tests.
 #![deny(unsafe_code, missing_docs)]
 
 mod backend;
 pub mod check;
 mod config;
 mod error;
+mod explain;
 pub mod fault;
+pub mod format;
+mod probe;
 mod store;
 pub mod volumes;
 
 pub use backend::{Backend, Entry};
 pub use config::{ConfigError, Place, S3Options, Secret, StoreConfig};
-pub use error::{ErrorKind, StoreError};
+pub use error::{ErrorKind, StoreError, Unusable};
 pub use object_store::PutPayload;
-pub use store::{Counters, ProbeError, Store};
+pub use probe::Fencing;
+pub use store::{Counters, Store, Trouble};

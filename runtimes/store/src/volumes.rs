@@ -121,7 +121,9 @@ impl fmt::Display for VolumeError {
             }
             Self::Settings(why) => f.write_str(why),
             Self::Exists(name) => write!(f, "there is a volume '{name}' already"),
-            Self::Missing(name) => write!(f, "there is no volume '{name}'"),
+            Self::Missing(name) => {
+                write!(f, "there is no volume '{name}'; `heeler volume list` shows them")
+            }
             Self::InUse { name, host, since_unix_secs } => write!(
                 f,
                 "volume '{name}' belongs to a server on '{host}' since {since_unix_secs} (seconds \

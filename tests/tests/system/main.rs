@@ -7,7 +7,8 @@
 //! servers' logs are printed and its directory is kept.
 //!
 //! `HEELER` names the binary (default: `target/release/heeler`), `HEELER_MOTO` the S3 server
-//! (default: `moto_server`). `make test` sets both.
+//! (default: `moto_server`), `HEELER_RGW` Ceph's gateway (default: none, and its test does
+//! nothing). `make test` sets them.
 #![cfg(not(loom))]
 
 mod admin;
@@ -21,4 +22,5 @@ mod outage;
 mod ownership;
 mod rig;
 mod s3;
+mod stores;
 mod transfer;

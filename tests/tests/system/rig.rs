@@ -215,7 +215,8 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().expect("bound").port()
 }
 
-fn binary() -> String {
+/// The appliance.
+pub(crate) fn binary() -> String {
     std::env::var("HEELER")
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/heeler").into())
 }
@@ -320,12 +321,19 @@ impl Site {
 
     /// Starts a server and does not wait.
     pub(crate) fn spawn(&self, flags: &[&str]) -> Server<'_> {
+        self.spawn_by(&[], flags)
+    }
+
+    /// The same, by a command that ends in becoming the one behind it.
+    pub(crate) fn spawn_by(&self, by: &[&str], flags: &[&str]) -> Server<'_> {
         fs::create_dir_all(&self.data).expect("the data directory");
         let port = free_port();
         let log = self.data.with_extension("log");
         let file = File::options().append(true).create(true).open(&log).expect("a log file");
-        let mut command = Command::new(binary());
-        command.arg("serve").arg("--data").arg(&self.data).args(&self.store);
+        let binary = binary();
+        let line = [by, &[binary.as_str()]].concat();
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).arg("serve").arg("--data").arg(&self.data).args(&self.store);
         let cores = cpus().join(",");
         for (flag, value) in [("--memory", MEMORY), ("--cache-size", CACHE), ("--cores", &cores)] {
             if !flags.contains(&flag) {
