@@ -228,7 +228,9 @@ impl<'a> World<'a> {
 
     fn keeper(&mut self, mail: ToKeeper) {
         match mail {
-            ToKeeper::Dirtied { .. } | ToKeeper::Pressure { .. } => self.freeze(),
+            ToKeeper::Dirtied { .. } | ToKeeper::Grown { .. } | ToKeeper::Pressure { .. } => {
+                self.freeze();
+            }
             ToKeeper::Frozen { .. } => {
                 self.cycle = Cycle::Pushing;
                 self.mail.push_back(ToShard::Released { volume: VOLUME });

@@ -191,7 +191,9 @@ impl Held {
                 let since = covering.map_or(&mut self.dirty_since, |cycle| &mut cycle.dirty_since);
                 since.get_or_insert(io.now);
             }
-            ToKeeper::Pressure { .. } => self.wanted |= covering.is_none(),
+            ToKeeper::Grown { .. } | ToKeeper::Pressure { .. } => {
+                self.wanted |= covering.is_none();
+            }
             ToKeeper::Frozen { epoch, blocks, .. } => {
                 self.cycle_of(epoch).handle_frozen(io, shard, blocks);
             }

@@ -6,7 +6,7 @@ use crate::cache;
 pub(super) use crate::cache::{addr, place};
 use crate::event::{Output, ToKeeper};
 use crate::ids::{Epoch, PageId};
-use crate::limits::LEAF_BLOCKS;
+use crate::limits::{LEAF_BLOCKS, PACK_BLOCKS_MAX};
 use crate::onode::NIL;
 use crate::policy::Hint;
 
@@ -160,6 +160,12 @@ impl Shard<'_> {
         self.volumes[volume].dirty[parity] += 1;
         self.dirty_blocks += 1;
         self.list_dirty(volume, onode);
+        let state = &mut self.volumes[volume];
+        if state.dirty[parity] >= PACK_BLOCKS_MAX as u64 && !state.grown {
+            state.grown = true;
+            let volume = state.id;
+            self.emit(Output::Keeper(ToKeeper::Grown { volume }));
+        }
     }
 
     /// Puts an onode on its volume's list of the open epoch.

@@ -88,6 +88,7 @@ impl Shard<'_> {
         state.open = next;
         state.close_seq = close_seq;
         state.dirtied = false;
+        state.grown = false;
         state.pressed = false;
         let holes = state.dirty_list[parity] != NIL;
         let blocks = state.dirty[parity].max(u64::from(holes));

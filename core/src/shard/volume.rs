@@ -61,6 +61,8 @@ pub(crate) struct Volume {
     pub(crate) gathering: u32,
     /// The keeper knows that the open epoch has dirty blocks.
     pub(crate) dirtied: bool,
+    /// The keeper knows that the open epoch fills a pack.
+    pub(crate) grown: bool,
     /// The keeper has been asked to hurry.
     pub(crate) pressed: bool,
     /// Writes whose acknowledgement waits until every shard has closed the epoch.
@@ -100,6 +102,7 @@ impl Volume {
             batches: 0,
             gathering: 0,
             dirtied: false,
+            grown: false,
             pressed: false,
             held: Fifo::new(),
             buffering: Buffering::default(),

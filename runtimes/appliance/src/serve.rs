@@ -85,7 +85,8 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| format!("the control thread's runtime: {e}"))?;
-    let memory = driver::Memory { lending, arena, fetch_bytes: plan.fetch_bytes() };
+    let batch_bytes = plan.batch_bytes() * cpus.len();
+    let memory = driver::Memory { lending, arena, fetch_bytes: plan.fetch_bytes(), batch_bytes };
     let limit = plan.memory_max();
     let parts = Parts { device, store, control, logged, cpus, admin, memory, limit };
     let tasks = tokio::task::LocalSet::new();
@@ -143,6 +144,7 @@ async fn control_thread(settings: &Settings, parts: Parts) -> Result<(), String>
         table: device.table().clone(),
         logged: parts.logged,
         memory: parts.memory,
+        push_after: span_of(settings.push_after.0),
         cores: links,
     };
     let wake = Rc::new(Notify::new());
@@ -411,6 +413,11 @@ fn unix_path(listen: &Listen) -> Option<&Path> {
         Listen::Unix(path) => Some(path),
         Listen::Tcp(_) => None,
     }
+}
+
+/// A span of time for the core.
+fn span_of(span: Duration) -> heeler_core::time::Duration {
+    heeler_core::time::Duration(u64::try_from(span.as_nanos()).expect("at most an hour"))
 }
 
 fn host() -> String {

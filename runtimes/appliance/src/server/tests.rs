@@ -122,7 +122,13 @@ fn with_server(name: &str, dirty: u64, client: impl AsyncFnOnce(&mut Client)) {
         }),
         table: device.table().clone(),
         logged: BTreeMap::new(),
-        memory: Memory { lending, arena: plan.arena().expect("memory"), fetch_bytes: 1 << 20 },
+        memory: Memory {
+            lending,
+            arena: plan.arena().expect("memory"),
+            fetch_bytes: 1 << 20,
+            batch_bytes: 1 << 20,
+        },
+        push_after: heeler_core::time::Duration::from_secs(5),
         cores: wires.links,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

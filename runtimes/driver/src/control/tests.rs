@@ -144,6 +144,7 @@ fn boot(
         table: table.borrow().0.clone(),
         logged,
         memory: memory(),
+        push_after: Duration::from_secs(5),
         cores: wires.links,
     };
     let io = MemoryStore(store.clone(), VecDeque::new());
@@ -157,7 +158,8 @@ fn memory() -> Memory {
     let needed = Plan::new(&superblock, CORES as u16, 0, 1 << 30).unwrap_err();
     let (plan, lending) = Plan::new(&superblock, CORES as u16, needed, 1 << 30).unwrap();
     let arena = plan.arena().unwrap();
-    Memory { lending, arena, fetch_bytes: plan.fetch_bytes() }
+    let batch_bytes = plan.batch_bytes() * CORES;
+    Memory { lending, arena, fetch_bytes: plan.fetch_bytes(), batch_bytes }
 }
 
 impl Rig {
@@ -458,6 +460,8 @@ fn a_claim_cut_short_is_known_again() {
         let mut cut = boot(store.clone(), table.clone(), seed, BTreeMap::new());
         store.borrow_mut().answers = Some(1);
         cut.control.add_volume(cut.now, UUID, "disk0", false);
+        // What was asked outside of a turn goes out in the next one.
+        _ = cut.control.turn(cut.now);
         _ = cut.control.turn(cut.now);
         store.borrow_mut().answers = Some(1);
         store.borrow_mut().down = seed % 2 == 0;

@@ -165,7 +165,7 @@ impl Rig {
     fn hear_of_push(&mut self, mail: ToKeeper) {
         match mail {
             ToKeeper::Pressure { .. } => self.push(),
-            ToKeeper::Dirtied { .. } => {}
+            ToKeeper::Dirtied { .. } | ToKeeper::Grown { .. } => {}
             ToKeeper::Frozen { epoch, .. } => {
                 if self.answered(epoch) {
                     self.cycle = Some(SHARDS);
