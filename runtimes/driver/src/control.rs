@@ -38,8 +38,8 @@ use heeler_core::wire::superblock::VolumeTable;
 use heeler_hw::crc32c;
 
 use self::fetch::{Fetches, Read};
-use self::lanes::{Lane, Lanes};
 pub use self::lanes::{Away, LanesStatus};
+use self::lanes::{Lane, Lanes};
 use self::links::Links;
 use self::memory::Divided;
 pub use self::memory::Memory;

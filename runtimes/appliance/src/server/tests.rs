@@ -224,7 +224,7 @@ fn a_volume_from_creation_to_deletion() {
         let name = || "disk1".to_string();
         client.ask::<()>(&Request::VolumePush { name: name() }).await;
         let info: VolumeInfo = client.ask(&Request::VolumeInfo { name: name() }).await;
-        assert_eq!(info.push.expect("ours").phase, "clean");
+        assert_eq!(info.line.push.expect("ours").phase, "clean");
         let deleted: Deleted =
             client.ask(&Request::VolumeDelete { name: name(), force: false }).await;
         assert_eq!(deleted.objects, 2);

@@ -11,8 +11,8 @@
 //! * **Volumes share the window fairly**, by bytes: deficit round robin (Shreedhar and Varghese
 //!   1995).
 //! * **A push by age takes its time**: its packs are spread so that the last one is stored by its
-//!   deadline. One that somebody waits for takes all it can get, and while there is one, or too
-//!   much memory waits here, nobody takes its time.
+//!   deadline. One that somebody waits for takes all it can get, and while there is one, or several
+//!   fill the memory that waits here, nobody takes its time.
 //! * **When the store is away nobody hammers it**: after some failures in a row everything waits
 //!   but one request now and then, and goes out as soon as that one, or any other, has an answer.
 //!   Reads do not wait for ever: see [`Lanes::poll_overdue`].
@@ -189,13 +189,14 @@ pub(super) struct Lanes<J> {
     failures: u32,
     away: Option<Away>,
     queued_bytes: u64,
-    /// With more than this waiting no push takes its time.
+    /// With more than this waiting several pushes do not take their time.
     spread_bytes_max: u64,
     random: u64,
 }
 
 impl<J> Lanes<J> {
-    /// Lanes without requests. No push takes its time while more than `spread_bytes_max` wait.
+    /// Lanes without requests. Several pushes do not take their time while more
+    /// than `spread_bytes_max` wait.
     pub(super) fn new(spread_bytes_max: u64, seed: u64) -> Self {
         Self {
             prompt: VecDeque::new(),
@@ -354,8 +355,9 @@ impl<J> Lanes<J> {
 
     /// Whether pushes may take their time.
     fn spreads(&self) -> bool {
-        self.queued_bytes <= self.spread_bytes_max
-            && self.flows.iter().all(|flow| flow.pace != Pace::Hurry)
+        let running = self.flows.iter().filter(|flow| flow.pace != Pace::Idle).count();
+        let crowded = running > 1 && self.queued_bytes > self.spread_bytes_max;
+        !crowded && self.flows.iter().all(|flow| flow.pace != Pace::Hurry)
     }
 
     /// The put whose turn it is. A probe is not spread. The first of the flows has its turn; it
@@ -502,9 +504,8 @@ impl Meter {
     /// Bytes a second since the first second that counts.
     fn rate(&self, now: Instant) -> u64 {
         let recent = self.bytes.iter().filter(|(at, _)| at + RATE_SECONDS > now.seconds());
-        let (first, sum) = recent.fold((None, 0), |(first, sum), (at, bytes)| {
-            (first.or(Some(*at)), sum + bytes)
-        });
+        let (first, sum) =
+            recent.fold((None, 0), |(first, sum), (at, bytes)| (first.or(Some(*at)), sum + bytes));
         let Some(first) = first else { return 0 };
         let span = (now - Instant(first * 1_000_000_000)).0.max(1_000_000_000);
         (u128::from(sum) * 1_000_000_000 / u128::from(span)) as u64

@@ -245,12 +245,15 @@ fn nobody_takes_his_time_while_somebody_waits() {
 }
 
 #[test]
-fn nobody_takes_his_time_while_much_memory_waits() {
+fn several_do_not_take_their_time_while_much_memory_waits() {
     let mut sim = Sim::new(5, 1000 * MIB);
     sim.lanes = Lanes::new(2 * PACK, 7);
     sim.lanes.begin_push(sim.now, 1, Some(secs(5.0)));
     sim.packs(1, 10);
     sim.run(secs(0.5));
+    assert!(sim.stored[&1] < 3 * PACK, "it keeps nobody out");
+    sim.lanes.begin_push(sim.now, 2, Some(secs(5.0)));
+    sim.run(secs(1.0));
     assert_eq!(sim.lanes.queued_bytes, 2 * PACK);
 }
 
