@@ -17,5 +17,6 @@ mod hammer;
 mod memory;
 mod outage;
 mod ownership;
+mod pushes;
 mod rig;
 mod s3;
