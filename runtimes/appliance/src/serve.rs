@@ -14,9 +14,9 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use heeler_core::event::Buffering;
 use heeler_core::ids::VolumeId;
 use heeler_core::lending::Lending;
+use heeler_core::wire::head;
 use heeler_core::wire::names::Uuid;
 use heeler_driver::control::{self as driver, Control, Logged, Setup, VolumeStatus};
 use heeler_driver::start::{CacheDevice, Plan};
@@ -24,7 +24,7 @@ use heeler_driver::wires::{ControlWires, CoreWires, wire};
 use heeler_driver::{ConnectionBudget, CoreLoop, CoreParts};
 use heeler_hw::{Arena, BlockFile, UringQueue, topology};
 use heeler_monoio::{Listener, run_core};
-use heeler_store::{ErrorKind, ProbeError, Store, StoreError, volumes};
+use heeler_store::{ErrorKind, ProbeError, Store, StoreConfig, StoreError, volumes};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -76,7 +76,10 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     })?;
     let listeners = listeners(&settings.listen)?;
     let admin = bind_unix(&settings.place.data.join(SOCKET))?;
-    let store = Store::open(settings.place.store.clone()).map_err(|e| e.to_string())?;
+    // A second try is for a connection that broke. What helps against more is to wait, and that is
+    // the control thread's business.
+    let store = StoreConfig { attempts: 2, ..settings.place.store.clone() };
+    let store = Store::open(store).map_err(|e| e.to_string())?;
     let (wires, control) =
         wire(cpus.len(), true).map_err(|e| format!("the cores' mailboxes: {e}"))?;
     let file = device.file().clone();
@@ -213,7 +216,7 @@ async fn find_volumes(server: Rc<Server>, takeover: bool) -> String {
 
 async fn create_first(store: &Store) -> Result<(), StoreError> {
     let (name, size) = FIRST_VOLUME;
-    let new = new_volume(name, size, 4 << 20, Buffering::default()).expect("a sound volume");
+    let new = new_volume(name, size, 4 << 20, head::Settings::default()).expect("a sound volume");
     match volumes::create(store, &new).await {
         Ok(_) => {
             log::info!("the store had no volume: made {name} of {}", Size(size));

@@ -15,9 +15,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use heeler_core::counters::Counts;
 use heeler_core::event::Buffering;
 use heeler_core::ids::VolumeId;
+use heeler_core::keeper::Edit;
 use heeler_core::mailbox::Parker;
 use heeler_core::policy::Policy;
 use heeler_core::time::Instant;
+use heeler_core::wire::head::{Head, Settings};
 use heeler_core::wire::names::Uuid;
 use heeler_core::wire::superblock::VolumeTable;
 use heeler_driver::control::{Control, Event, TableIo, Ticket, VolumeStatus};
@@ -216,6 +218,7 @@ impl Server {
     fn pass_on(&self, event: Event) {
         let ticket = match &event {
             Event::Pushed { ticket, .. } | Event::Report { ticket, .. } => *ticket,
+            Event::EditRefused { ticket, .. } => *ticket,
             Event::Quiet { ticket } => *ticket,
             Event::Served { name } | Event::Refused { name, .. } => {
                 let status = self.control.borrow().volumes();
@@ -321,26 +324,33 @@ impl Server {
         if let Some(status) = status {
             let shards = self.report_shards().await;
             self.better(&mut info.line, &status, &shards);
-            if let Some(buffering) = status.buffering {
-                info.buffered_read = buffering.reads;
-                info.buffered_write = buffering.writes;
+            if let Some(settings) = &status.settings {
+                info.buffered_read = settings.buffering.reads;
+                info.buffered_write = settings.buffering.writes;
             }
         }
         Ok(info)
     }
 
-    /// Changes what stays in RAM: here at once, and in the store.
-    async fn set_buffering(&self, name: &str, settings: &[Setting]) -> Result<(), String> {
+    /// Changes a volume's settings: here at once, and in the store.
+    async fn set(&self, name: &str, changes: &[Setting]) -> Result<(), String> {
         let served = self.find(name).filter(|status| status.state == "served");
-        let Some((volume, now)) = served.and_then(|status| Some((status.uuid, status.buffering?)))
+        let Some((volume, now)) = served.and_then(|status| Some((status.uuid, status.settings?)))
         else {
-            return set_stored_buffering(&self.store, name, settings).await;
+            return set_stored(&self.store, name, changes).await;
         };
-        let next = Setting::apply(settings, now);
-        let ticket = self.control.borrow_mut().set_buffering(self.now(), volume, next);
+        let mut next = now;
+        Setting::apply(changes, &mut next);
+        self.edit(volume, name, &Edit::Settings(next)).await
+    }
+
+    /// Changes a volume that this server serves; done when the store has it.
+    pub(crate) async fn edit(&self, volume: Uuid, name: &str, edit: &Edit) -> Result<(), String> {
+        let ticket = self.control.borrow_mut().edit(self.now(), volume, edit);
         let ticket = ticket.ok_or_else(|| format!("volume '{name}' was removed"))?;
         match self.wait_for(ticket).await {
             Ok(Event::Pushed { committed: true, .. }) => Ok(()),
+            Ok(Event::EditRefused { why, .. }) => Err(format!("volume '{name}': {why}")),
             _ => Err(format!("volume '{name}' was lost before the store had the change")),
         }
     }
@@ -587,12 +597,11 @@ impl Server {
                 buffered_write: writes,
             } => {
                 let buffering = Buffering { reads, writes };
-                let new = new_volume(&name, size_bytes, object_bytes, buffering)?;
+                let settings = Settings { buffering, ..Settings::default() };
+                let new = new_volume(&name, size_bytes, object_bytes, settings)?;
                 done(&self.create(&new).await?)
             }
-            Request::VolumeSet { name, settings } => {
-                done(&self.set_buffering(&name, &settings).await?)
-            }
+            Request::VolumeSet { name, settings } => done(&self.set(&name, &settings).await?),
             Request::VolumeScrub { name } => done(&self.scrub(&name, out).await?),
             Request::VolumeList => done(&self.list(&self.report_shards().await).await),
             Request::VolumeInfo { name } => done(&self.info(&name).await?),
@@ -679,14 +688,17 @@ fn done<T: serde::Serialize>(value: &T) -> Answer {
     Answer::Done(serde_json::to_value(value).expect("answers are plain data"))
 }
 
-/// Changes what stays in RAM of a volume that no server has.
-pub(crate) async fn set_stored_buffering(
+/// Changes the settings of a volume that no server has.
+pub(crate) async fn set_stored(
     store: &Store,
     name: &str,
-    settings: &[Setting],
+    changes: &[Setting],
 ) -> Result<(), String> {
-    let change = |now| Setting::apply(settings, now);
-    let set = volumes::set_buffering(store, name, unix_secs(), change).await;
+    let change = |head: &mut Head| {
+        Setting::apply(changes, &mut head.settings);
+        head.settings.check().map_err(VolumeError::Settings)
+    };
+    let set = volumes::edit(store, name, unix_secs(), change).await;
     set.map_err(|e| match e {
         VolumeError::InUse { name, host, .. } => format!(
             "volume '{name}' belongs to a server on '{host}': set it there (name its data \
@@ -701,7 +713,7 @@ pub(crate) fn new_volume(
     name: &str,
     size: u64,
     object: u64,
-    buffering: Buffering,
+    settings: Settings,
 ) -> Result<NewVolume<'_>, String> {
     if size == 0 || !size.is_multiple_of(bytes(1)) {
         return Err(format!("{size} bytes: the size must be a multiple of 4096, and not 0"));
@@ -711,7 +723,7 @@ pub(crate) fn new_volume(
     }
     let object_shift = object.trailing_zeros() as u8;
     let blocks = size / bytes(1);
-    Ok(NewVolume { name, blocks, object_shift, unix_secs: unix_secs(), buffering })
+    Ok(NewVolume { name, blocks, object_shift, unix_secs: unix_secs(), settings })
 }
 
 /// All shards, in order.

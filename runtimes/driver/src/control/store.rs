@@ -42,10 +42,18 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     }
 
     /// Heads are part of claims and commits; for anything else a client may wait.
-    pub(super) fn keeper_get(&mut self, now: Instant, index: usize, op: StoreOp, key: String) {
+    pub(super) fn keeper_get(
+        &mut self,
+        now: Instant,
+        index: usize,
+        op: StoreOp,
+        key: String,
+        first: Option<u32>,
+    ) {
         let head = matches!(parse_key(&key), Some((_, ObjectName::Head { .. })));
         let lane = if head { Lane::Head } else { Lane::Read };
-        self.keeper_ask(now, index, op, lane, Job::Get { key, range: None });
+        let range = first.map(|first| 0..u64::from(first));
+        self.keeper_ask(now, index, op, lane, Job::Get { key, range });
     }
 
     pub(super) fn keeper_put(
