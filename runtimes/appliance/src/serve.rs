@@ -44,6 +44,8 @@ const QUEUE_DEPTH: u32 = 256;
 const FIRST_VOLUME: (&str, u64) = ("disk0", 16 << 30);
 /// Pauses between tries to reach the store at the start.
 const STORE_AGAIN: Duration = Duration::from_secs(2);
+/// How much nicer threads are that carry bytes to the store and back, than those that serve.
+const STORE_NICER: i32 = 15;
 /// How often a drain says what it waits for.
 const DRAIN_NEWS: Duration = Duration::from_secs(5);
 
@@ -83,9 +85,11 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     let (wires, control) =
         wire(cpus.len(), true).map_err(|e| format!("the cores' mailboxes: {e}"))?;
     let file = device.file().clone();
+    share_soon(0);
     let (threads, logged) = start_cores(&cpus, wires, &plan, &arena, &file, &listeners)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_start(|| share_soon(STORE_NICER))
         .build()
         .map_err(|e| format!("the control thread's runtime: {e}"))?;
     let batch_bytes = plan.batch_bytes() * cpus.len();
@@ -274,6 +278,7 @@ fn start_cores(
         let (plan, arena, file) = (plan.clone(), arena.clone(), file.clone());
         let (report, built, connections) = (report.clone(), report.clone(), connections.clone());
         let core = move || {
+            share_soon(0);
             let build = || build_core(wires, &plan, arena, connections, &file, &built);
             if let Err(e) = run_core(Some(cpu), listeners, build) {
                 let text = format!("core on processor {cpu}: {e}");
@@ -415,6 +420,13 @@ fn unix_path(listen: &Listen) -> Option<&Path> {
     match listen {
         Listen::Unix(path) => Some(path),
         Listen::Tcp(_) => None,
+    }
+}
+
+/// Makes this thread one for which clients wait no longer than they must.
+fn share_soon(nicer: i32) {
+    if let Err(e) = topology::share_soon(nicer) {
+        log::debug!("a thread's time slice: {e}");
     }
 }
 
