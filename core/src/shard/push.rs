@@ -189,7 +189,7 @@ impl Shard<'_> {
                 }
                 return;
             }
-            // One batch of a shard waits for the device at a time: clients need fills and pages too.
+            // One batch of a shard waits for the device at a time: clients need fills too.
             let room = state.batches < BATCHES_MAX
                 && self.volumes.iter().all(|volume| volume.gathering == 0)
                 && self.tasks.free() > 0

@@ -257,7 +257,8 @@ mod tests {
     #[test]
     fn flags_win_over_the_file() {
         let text = "data = '/f'\nmemory = '2G'\ncache-size = 1073741824\nstore = 's3://b/p'\n\
-                    listen = ['tcp:0.0.0.0:10809']\ncores = '0-1'\npolicy = '2q'\npush-after = '1s'\n[s3]\n\
+                    listen = ['tcp:0.0.0.0:10809']\ncores = '0-1'\npolicy = '2q'\n\
+                    push-after = '1s'\n[s3]\n\
                     endpoint = 'http://h:9'\n";
         let args = ServeArgs { memory: Some(Memory::Bytes(Size(7 << 20))), ..ServeArgs::default() };
         let settings = with_file("a", text, &args).unwrap();
