@@ -227,7 +227,7 @@ mod tests {
         let arena = Arena::new(256).unwrap();
         let disk = SimDisk::new(4 << 20, 1);
         let mut device = Device::new(disk.queue(&arena, 64));
-        let pages: Vec<PageId> = (0..64).map(PageId).collect();
+        let pages: Vec<PageId> = (0..256).map(PageId).collect();
         let read = |n: u32, push_pages| DeviceOp {
             host: 0,
             op: op(n),
@@ -240,13 +240,14 @@ mod tests {
         let start = |device: &mut Device<_>| {
             let mut started = Vec::new();
             while let Some(op) = device.waiting_push() {
-                assert!(device.start_push_read(&pages[..op.push_pages]));
+                let first = 34 * op.op.slot as usize;
+                assert!(device.start_push_read(&pages[first..first + op.push_pages]));
                 started.push(op.op.slot);
             }
             started
         };
         assert_eq!(start(&mut device), [0, 1]);
-        device.push(read(9, 0), &pages[..1]);
+        device.push(read(9, 0), &pages[255..]);
         let mut ended = Vec::new();
         let mut end_one = |device: &mut Device<_>| {
             assert!(device.submit() && disk.step());
