@@ -7,7 +7,7 @@ ARGS ?=
 # As in `make bench-core BENCH="--rounds 1 --workloads resident"`.
 BENCH ?=
 
-.PHONY: help serve test check loom fuzz ceph system bench bench-core clean
+.PHONY: help serve test check loom fuzz ceph system bench bench-push bench-core clean
 
 help:
 	@echo 'make serve   build the appliance and serve a disk (ARGS="..." are passed on)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make ceph    the store client and the appliance on a Ceph that is started for it'
 	@echo 'make system  the appliance with real clients (TESTS="..." names some)'
 	@echo 'make bench   the appliance beside its peers'
+	@echo 'make bench-push  reads while a push runs at full rate'
 	@echo 'make bench-core  the cost of one access beside other caches (BENCH="..." are passed on)'
 
 serve:
@@ -53,6 +54,11 @@ bench:
 	@tests/install serve test
 	cargo build --release -p heeler
 	tests/benches/run
+
+bench-push:
+	@tests/install serve test
+	cargo build --release -p heeler
+	tests/benches/push --out tests/benches/RESULTS-push.md
 
 bench-core:
 	@tests/install serve

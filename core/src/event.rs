@@ -253,6 +253,12 @@ pub enum ToKeeper {
         /// The volume.
         volume: VolumeId,
     },
+    /// The open epoch has got enough dirty blocks in this shard to fill a pack: a push is worth its
+    /// while.
+    Grown {
+        /// The volume.
+        volume: VolumeId,
+    },
     /// The shard is short of clean space: push now.
     Pressure {
         /// The volume.

@@ -209,6 +209,8 @@ pub struct Shard<'a> {
     outbox: heapless::Deque<Output, OUTBOX>,
     /// The task whose reply was polled last; it ends with the next poll.
     replied: Option<u32>,
+    /// The volume whose push has its turn first.
+    push_first: usize,
     batch_runs: heapless::Vec<PushRun, REQUEST_BLOCKS_MAX>,
     batch_blocks: heapless::Vec<BlockRef, REQUEST_BLOCKS_MAX>,
     counters: ShardCounters,
@@ -274,6 +276,7 @@ impl<'a> Shard<'a> {
             again: false,
             outbox: heapless::Deque::new(),
             replied: None,
+            push_first: 0,
             batch_runs: heapless::Vec::new(),
             batch_blocks: heapless::Vec::new(),
             counters: ShardCounters::default(),
@@ -368,6 +371,13 @@ impl<'a> Shard<'a> {
             Some(Op::Fill(fill)) => &self.fills.get(fill).pages,
             _ => &[],
         }
+    }
+
+    /// Whether a device read that was just polled is for a push: no client waits for it, so those
+    /// of clients go first.
+    #[must_use]
+    pub fn is_for_push(&self, op: OpId) -> bool {
+        matches!(self.op(op), Some(Op::Fill(fill)) if self.fills.get(fill).push)
     }
 
     /// Fills page `index` of a write's header pages.

@@ -243,7 +243,9 @@ impl<'a> World<'a> {
 
     fn keeper(&mut self, mail: ToKeeper) {
         match mail {
-            ToKeeper::Dirtied { .. } | ToKeeper::Pressure { .. } => self.freeze(),
+            ToKeeper::Dirtied { .. } | ToKeeper::Grown { .. } | ToKeeper::Pressure { .. } => {
+                self.freeze();
+            }
             ToKeeper::Sync { .. } => {
                 self.wanted = true;
                 self.freeze();

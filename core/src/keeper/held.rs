@@ -256,7 +256,7 @@ impl Held {
                 let since = covering.map_or(&mut self.dirty_since, |cycle| &mut cycle.dirty_since);
                 since.get_or_insert(io.now);
             }
-            ToKeeper::Pressure { .. } | ToKeeper::Sync { .. } => {
+            ToKeeper::Grown { .. } | ToKeeper::Pressure { .. } | ToKeeper::Sync { .. } => {
                 self.wanted |= covering.is_none();
             }
             ToKeeper::Frozen { epoch, blocks, .. } => {

@@ -23,7 +23,7 @@ use crate::wire::head::Head;
 use crate::wire::map_page::{Data, MapPage, Piece};
 use crate::wire::names;
 
-/// Unwanted blocks that are read along rather than cut a read in two.
+/// Unwanted blocks that are read along rather than cut a client's read in two.
 const GAP_BLOCKS_MAX: u16 = 8;
 
 /// A fetch or a query.
@@ -318,15 +318,17 @@ fn answer(io: &mut Io<'_>, head: &Head, wanted: &Wanted, layers: &[&MapPage]) {
         return;
     }
     let pieces = found.iter().filter_map(|piece| Some((piece.data?, piece.first - first)));
-    let reads = plan(pieces.collect(), |data| {
+    let reads = plan(pieces.collect(), GAP_BLOCKS_MAX, |data| {
         names::pack_key(head.volume_of(data.pack.source), data.pack.epoch, data.pack.n)
     });
     io.out.push_back(Output::FetchPlan { shard, op, count, reads });
 }
 
-/// Turns pieces (with their first block in the fetch) into as few reads as is sensible.
+/// Turns pieces (with their first block in the fetch) into as few reads as is sensible: gaps of up
+/// to `gap_max` blocks are read along.
 pub(super) fn plan(
     mut pieces: Vec<(Data<'_>, u16)>,
+    gap_max: u16,
     key: impl Fn(&Data<'_>) -> String,
 ) -> Vec<PackRead> {
     pieces.sort_unstable_by_key(|(data, _)| (data.pack, data.offset));
@@ -336,7 +338,7 @@ pub(super) fn plan(
         let begin = pieces[start].0;
         let mut end = begin.offset;
         let near = pieces[start..].iter().take_while(|(data, _)| {
-            let joins = data.pack == begin.pack && data.offset <= end + GAP_BLOCKS_MAX;
+            let joins = data.pack == begin.pack && data.offset <= end + gap_max;
             if joins {
                 end = end.max(data.offset + data.crcs.len() as u16);
             }
@@ -382,7 +384,7 @@ mod tests {
             (data(1, 51, 1), 20),
             (data(0, 11, 4), 30),
         ];
-        let reads = plan(pieces, |data| alloc::format!("{}", data.pack.n));
+        let reads = plan(pieces, GAP_BLOCKS_MAX, |data| alloc::format!("{}", data.pack.n));
         let shape: Vec<_> = reads
             .iter()
             .map(|read| {

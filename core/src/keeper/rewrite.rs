@@ -24,6 +24,9 @@ use crate::wire::map_page::{Data, MapPage, PackRef};
 use crate::wire::names;
 use crate::wire::pack::{self, FIRST_COPY};
 
+/// Unwanted blocks that are read along: a request costs as much as so many bytes (512 KiB).
+const GAP_BLOCKS_MAX: u16 = 128;
+
 /// Where blocks lie that were copied: by where they lay.
 pub(super) type Moves = BTreeMap<(PackRef, u16), (PackRef, u16)>;
 
@@ -201,7 +204,7 @@ impl Rewrite {
             let crcs = core::slice::from_ref(&live.crc);
             (Data { pack: live.pack, offset: live.offset, crcs }, at)
         });
-        let reads = plan(pieces.collect(), |data| {
+        let reads = plan(pieces.collect(), GAP_BLOCKS_MAX, |data| {
             let PackRef { source, epoch, n, .. } = data.pack;
             names::pack_key(head.volume_of(source), epoch, n)
         });

@@ -35,6 +35,8 @@ pub(crate) struct Fill {
     pub(crate) admit: bool,
     /// It is for a scrub.
     pub(crate) scrub: bool,
+    /// It is for a push: nobody else waits for it.
+    pub(crate) push: bool,
     next: u32,
 }
 
@@ -56,6 +58,7 @@ impl Fills {
             level: Level::High,
             admit: false,
             scrub: false,
+            push: false,
             next: next(index),
         };
         Self { slots: (0..FILLS_MAX).map(fill).collect(), free: 0, used: 0 }
@@ -84,6 +87,7 @@ impl Fills {
         fill.level = level;
         fill.admit = false;
         fill.scrub = false;
+        fill.push = false;
         fill.pages.clear();
         fill.blocks.clear();
         self.free = free;

@@ -4,8 +4,9 @@
 use super::{Shard, volume::Phase};
 use crate::cache;
 pub(super) use crate::cache::{addr, place};
+use crate::event::{Mode, Output, ToKeeper};
 use crate::ids::{Epoch, PageId};
-use crate::limits::LEAF_BLOCKS;
+use crate::limits::{LEAF_BLOCKS, PACK_BLOCKS_MAX};
 use crate::onode::NIL;
 use crate::policy::Hint;
 
@@ -161,6 +162,13 @@ impl Shard<'_> {
         self.volumes[volume].dirty[parity] += 1;
         self.dirty_blocks += 1;
         self.list_dirty(volume, onode);
+        let state = &mut self.volumes[volume];
+        let full = state.dirty[parity] >= PACK_BLOCKS_MAX as u64;
+        if full && !state.grown && state.mode != Mode::Ephemeral {
+            state.grown = true;
+            let volume = state.id;
+            self.emit(Output::Keeper(ToKeeper::Grown { volume }));
+        }
     }
 
     /// Puts an onode on its volume's list of the open epoch.

@@ -89,6 +89,7 @@ impl Shard<'_> {
         state.dirtied = false;
         state.told = false;
         state.synced = false;
+        state.grown = false;
         state.pressed = false;
         let holes = state.dirty_list[parity] != NIL;
         let blocks = state.dirty[parity].max(u64::from(holes));
@@ -165,7 +166,10 @@ impl Shard<'_> {
     }
 
     pub(super) fn step_push(&mut self) {
-        for index in 0..self.volumes.len() {
+        let volumes = self.volumes.len();
+        let first = self.push_first;
+        self.push_first = (first + 1) % volumes.max(1);
+        for index in (0..volumes).map(|index| (first + index) % volumes) {
             let state = &mut self.volumes[index];
             if state.gone {
                 continue;
@@ -194,7 +198,9 @@ impl Shard<'_> {
                 }
                 return;
             }
-            let room = state.batches + state.gathering < BATCHES_MAX
+            // One batch of a shard waits for the device at a time: clients need fills too.
+            let room = state.batches < BATCHES_MAX
+                && self.volumes.iter().all(|volume| volume.gathering == 0)
                 && self.tasks.free() > 0
                 && self.fills.free() > REQUEST_BLOCKS_MAX
                 && self.buffers.available() as usize > 2 * REQUEST_BLOCKS_MAX;
@@ -350,6 +356,7 @@ impl Shard<'_> {
         }
         if *fill == NIL {
             *fill = self.fills.start(page, Level::Low).expect("the caller saw to it");
+            self.fills.get_mut(*fill).push = !shared;
         }
         // A kept version belongs to no reader.
         if shared && !self.onodes.leaf(leaf).is_shadow {

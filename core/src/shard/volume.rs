@@ -65,6 +65,8 @@ pub(crate) struct Volume {
     pub(crate) told: bool,
     /// The keeper has been asked to commit the open epoch.
     pub(crate) synced: bool,
+    /// The keeper knows that the open epoch fills a pack.
+    pub(crate) grown: bool,
     /// The keeper has been asked to hurry.
     pub(crate) pressed: bool,
     /// Writes whose acknowledgement waits until every shard has closed the epoch.
@@ -119,6 +121,7 @@ impl Volume {
             dirtied: false,
             told: false,
             synced: false,
+            grown: false,
             pressed: false,
             held: Fifo::new(),
             mode: Mode::default(),

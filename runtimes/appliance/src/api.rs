@@ -86,6 +86,9 @@ pub(crate) struct VolumeLine {
     /// What the store lacks; only a server knows.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) dirty_bytes: Option<u64>,
+    /// Of a server's own volume.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) push: Option<PushInfo>,
 }
 
 /// Everything about a volume.
@@ -103,9 +106,6 @@ pub(crate) struct VolumeInfo {
     /// Whether what was read, and what was written, stays in RAM.
     pub(crate) buffered_read: bool,
     pub(crate) buffered_write: bool,
-    /// Of a server's own volume.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub(crate) push: Option<PushInfo>,
 }
 
 /// How the pushes of a volume go.
@@ -113,8 +113,15 @@ pub(crate) struct VolumeInfo {
 pub(crate) struct PushInfo {
     /// idle, claiming, clean, dirty, pushing, ...
     pub(crate) phase: String,
+    /// Bytes that are still to be put, and how long that takes at the rate of the last seconds, if
+    /// there is one. Dirty bytes that are put count as dirty until the commit.
     pub(crate) backlog_bytes: u64,
-    /// Age of the oldest block that is not committed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) backlog_seconds: Option<u64>,
+    /// That rate.
+    pub(crate) bytes_per_second: u64,
+    /// Age of the oldest block that is not committed. With the volume's dirty bytes: what would be
+    /// lost now with the cache device.
     pub(crate) dirty_seconds: u64,
     /// Store operations that wait to be tried again.
     pub(crate) retrying: u64,
@@ -375,6 +382,16 @@ pub(crate) struct StoreInfo {
     pub(crate) lists: u64,
     pub(crate) retries: u64,
     pub(crate) failures: u64,
+    /// Puts and deletes that may be under way now, by how the store keeps up, and those that are.
+    pub(crate) puts_max: u32,
+    pub(crate) puts_now: u32,
+    /// Requests that wait for their turn, or for the store to come back.
+    pub(crate) waiting: u64,
+    /// For how long the store has not answered, if so, and what it said last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) away_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) away_reason: Option<String>,
 }
 
 /// Everything at a glance.

@@ -15,6 +15,7 @@ pub(crate) use self::transfer::{ExportArgs, ImportArgs};
 use crate::setting::{Setting, Switch, parse_mode};
 use crate::settings::Listen;
 use crate::size::{Memory, Size};
+use crate::span::PushAfter;
 
 /// A write-back cache for virtual disks: NBD in front, RAM and NVMe between, an object store
 /// behind.
@@ -104,6 +105,10 @@ pub(crate) struct ServeArgs {
     /// By which data leaves RAM [default: reuse]
     #[arg(long, value_name = "POLICY", value_parser = policies())]
     pub(crate) policy: Option<Policy>,
+    /// When a push starts at the latest after the first write that it holds; it then has as long
+    /// again, unless room is short or somebody waits for it [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) push_after: Option<PushAfter>,
     /// Take volumes whose owner has not released them: for an owner that is lost for ever. What it
     /// had not pushed is not in the volume, and what this cache holds of it is given up
     #[arg(long)]

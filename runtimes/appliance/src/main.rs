@@ -16,6 +16,7 @@ mod setting;
 mod settings;
 mod show;
 mod size;
+mod span;
 mod store_io;
 mod transfer;
 

@@ -1,5 +1,7 @@
 //! The control thread of a running server: turns the control loop, and answers the admin socket.
 
+mod push;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
@@ -278,6 +280,23 @@ impl Server {
         }
     }
 
+    /// The volumes that this server knows. The store is not asked.
+    fn own(&self, shards: &[ShardStatus]) -> Vec<VolumeLine> {
+        let own = self.control.borrow().volumes();
+        let line = |status: &VolumeStatus| {
+            let mut line = lines::of_status(status);
+            self.better(&mut line, status, shards);
+            line
+        };
+        own.iter().map(line).collect()
+    }
+
+    /// Puts in what the server knows of one of its own volumes.
+    fn better(&self, line: &mut VolumeLine, status: &VolumeStatus, shards: &[ShardStatus]) {
+        lines::better(line, status, Some(dirty_of(shards, status.number)));
+        line.push = Some(self.push_info(status, shards));
+    }
+
     /// The volumes of the store, or, if it does not answer, those that this server knows.
     async fn list(&self, shards: &[ShardStatus]) -> Vec<VolumeLine> {
         let own = self.control.borrow().volumes();
@@ -290,7 +309,7 @@ impl Server {
         };
         for line in &mut lines {
             if let Some(status) = own.iter().find(|status| status.uuid.to_string() == line.uuid) {
-                lines::better(line, status, Some(dirty_of(shards, status.number)));
+                self.better(line, status, shards);
             }
         }
         lines
@@ -307,15 +326,13 @@ impl Server {
             (Err(e), None) => return Err(e.to_string()),
         };
         if let Some(status) = status {
-            let dirty = dirty_of(&self.report_shards().await, status.number);
-            lines::better(&mut info.line, &status, Some(dirty));
-            let since = status.keeper.dirty_since.map_or(0, |since| (self.now() - since).0);
+            let shards = self.report_shards().await;
+            self.better(&mut info.line, &status, &shards);
             if let Some(settings) = &status.settings {
                 info.mode = settings.mode.name().into();
                 info.buffered_read = settings.buffering.reads;
                 info.buffered_write = settings.buffering.writes;
             }
-            info.push = Some(lines::push_info(&status, since / 1_000_000_000));
         }
         Ok(info)
     }
@@ -416,46 +433,6 @@ impl Server {
     async fn delete_stored(&self, name: &str, force: bool) -> Result<Deleted, String> {
         let deleted = volumes::delete(&self.store, name, force).await;
         deleted.map(|d| Deleted { objects: d.objects, bytes: d.bytes }).map_err(|e| e.to_string())
-    }
-
-    /// Pushes volumes and says how far it is.
-    async fn push(&self, which: &[VolumeStatus], out: &mut Lines) -> Result<(), String> {
-        let mut waiting = Vec::new();
-        for volume in which {
-            let ticket = self.control.borrow_mut().push(self.now(), volume.uuid);
-            if let Some(ticket) = ticket {
-                waiting.push((volume, self.wait_for(ticket)));
-            }
-        }
-        let mut failed = Vec::new();
-        for (volume, mut done) in waiting {
-            let event = loop {
-                tokio::select! {
-                    event = &mut done => break event,
-                    () = tokio::time::sleep(PROGRESS_EVERY) => self.progress(which, out).await?,
-                }
-            };
-            if !matches!(event, Ok(Event::Pushed { committed: true, .. })) {
-                let status = self.find(&volume.name);
-                let state = status.as_ref().map_or("gone", |status| status.state);
-                let reason = status.as_ref().and_then(|status| status.reason.as_deref());
-                let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
-                failed.push(format!(
-                    "volume '{}' was not pushed: it is {state}{reason}",
-                    volume.name
-                ));
-            }
-        }
-        if failed.is_empty() { Ok(()) } else { Err(failed.join("\n")) }
-    }
-
-    async fn progress(&self, which: &[VolumeStatus], out: &mut Lines) -> Result<(), String> {
-        let now = self.control.borrow().volumes();
-        let pushed = now.iter().filter(|now| which.iter().any(|volume| volume.uuid == now.uuid));
-        let (left, total) = pushed.fold((0, 0), |(left, total), volume| {
-            (left + volume.keeper.backlog_bytes, total + volume.keeper.push_bytes)
-        });
-        out.send(&Answer::Progress { done_bytes: total - left, total_bytes: total }).await
     }
 
     fn cache_info(&self, shards: &[ShardStatus]) -> CacheInfo {
@@ -609,7 +586,7 @@ impl Server {
             cores: self.facts.cpus.iter().zip(&cores).map(core).collect(),
             store: self.store_info(),
             cache: self.cache_info(&shards),
-            volumes: self.list(&shards).await,
+            volumes: self.own(&shards),
         }
     }
 

@@ -11,9 +11,11 @@
 
 mod fetch;
 mod gather;
+mod lanes;
 mod links;
 mod memory;
 mod rows;
+mod store;
 mod volume;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -31,7 +33,7 @@ use heeler_core::keeper::{
 use heeler_core::lending;
 use heeler_core::policy::Policy;
 use heeler_core::recovery::LogEntry;
-use heeler_core::time::Instant;
+use heeler_core::time::{Duration, Instant};
 use heeler_core::wire::log::EntryKind;
 use heeler_core::wire::names::{Nonce, Uuid};
 use heeler_core::wire::superblock::VolumeTable;
@@ -39,10 +41,13 @@ use heeler_hw::crc32c;
 
 use self::fetch::{Fetches, Read};
 use self::gather::{Gathered, Gathers, Part};
+pub use self::lanes::{Away, LanesStatus};
+use self::lanes::{Lane, Lanes};
 use self::links::Links;
 use self::memory::Divided;
 pub use self::memory::Memory;
 use self::rows::Rows;
+use self::store::Job;
 pub use self::volume::VolumeStatus;
 use self::volume::{State, Volume};
 use crate::mail::{CoreStatus, ExportInfo, FetchedPiece, FromControl, ToControl};
@@ -179,6 +184,8 @@ pub struct Setup {
     pub logged: BTreeMap<VolumeId, Logged>,
     /// The memory that is divided.
     pub memory: Memory,
+    /// A push starts so long after the first write that it will hold, and has as long again.
+    pub push_after: Duration,
     /// The mailboxes: core `i` hosts the shards `i`, `i + cores`, ...
     pub cores: Vec<ControlLink>,
 }
@@ -314,6 +321,8 @@ pub struct Control<S, T> {
     logged: BTreeMap<VolumeId, Logged>,
     links: Links,
     store: S,
+    lanes: Lanes<Job>,
+    push_after: Duration,
     volumes: Vec<Volume>,
     lives: u64,
     pending: BTreeMap<Token, Pending>,
@@ -351,18 +360,24 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     #[must_use]
     pub fn new(setup: Setup, store: S, table: T) -> Self {
         let fetches = Fetches::new(setup.memory.fetch_bytes);
+        // What waits in the lanes keeps batches of other volumes out.
+        let spread_bytes_max = setup.memory.batch_bytes as u64 / 2;
         let mut links = Links::new(setup.cores, setup.shards);
         let memory = Divided::new(setup.memory, &mut links);
+        let mut random = setup.random;
+        let lanes = Lanes::new(spread_bytes_max, seed(&mut random));
         let mut control = Self {
             cache: setup.cache,
             shards: setup.shards,
             host: setup.host,
             clock: setup.clock,
-            random: setup.random,
+            random,
             rows: Rows::new(setup.table, table),
             logged: setup.logged,
             links,
             store,
+            lanes,
+            push_after: setup.push_after,
             volumes: Vec::new(),
             lives: 0,
             pending: BTreeMap::new(),
@@ -404,13 +419,14 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 break;
             }
             let Some((token, answer)) = self.store.poll() else { break };
+            self.end_request(now, token, &answer);
             self.handle_answer(now, token, answer);
         }
         while let Some(read) = self.fetches.poll_due(now) {
-            self.send_read(read);
+            self.send_read(now, read);
         }
         while let Some(reads) = self.fetches.poll_begun(now) {
-            reads.into_iter().for_each(|read| self.send_read(read));
+            reads.into_iter().for_each(|read| self.send_read(now, read));
         }
         for index in 0..self.volumes.len() {
             if self.volumes[index].keeper.poll_timeout().is_some_and(|due| due <= now) {
@@ -418,6 +434,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             }
         }
         self.step_drain(now);
+        self.send_requests(now);
         let memory = self.memory.turn(now, &mut self.links);
         self.links.flush();
         if more || self.links.has_news() {
@@ -425,7 +442,8 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         }
         let keepers = self.volumes.iter().filter(|volume| !volume.is_over());
         let keepers = keepers.filter_map(|volume| volume.keeper.poll_timeout());
-        keepers.chain(self.fetches.poll_timeout()).chain(memory).min()
+        let requests = self.fetches.poll_timeout().into_iter().chain(self.lanes.poll_timeout());
+        keepers.chain(requests).chain(memory).min()
     }
 
     /// Whether a core has sent something: to be asked between announcing sleep and sleeping.
@@ -455,6 +473,18 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeStatus> {
         self.volumes.iter().map(|volume| volume.status(|note| self.note(note))).collect()
+    }
+
+    /// How requests to the store go.
+    #[must_use]
+    pub fn lanes(&self) -> LanesStatus {
+        self.lanes.status()
+    }
+
+    /// Bytes a second of a volume's that were put in the last seconds.
+    #[must_use]
+    pub fn put_rate(&self, now: Instant, volume: Uuid) -> u64 {
+        self.index(volume).map_or(0, |index| self.lanes.rate(now, self.volumes[index].life))
     }
 
     /// The volumes of the cache's table that are not known by name: those that the store did not
@@ -498,9 +528,11 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             None => self.rows.new_number(),
         };
         let nonce = self.rows.pending(volume).unwrap_or_else(|| Nonce((self.random)()));
-        let mut seed = [0; 8];
-        seed.copy_from_slice(&(self.random)()[..8]);
-        let config = keeper::Config::new(volume, self.shards, crc32c, u64::from_le_bytes(seed));
+        let seed = seed(&mut self.random);
+        let mut config = keeper::Config::new(volume, self.shards, crc32c, seed);
+        config.push_after = self.push_after;
+        // How many are under way is the lanes' business; what waits there is bounded by memory.
+        config.puts_max = lanes::WINDOW_MAX as usize;
         self.volumes.push(Volume {
             uuid: volume,
             name: name.into(),
@@ -512,6 +544,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             state: State::Starting,
             attached: None,
             ops: 0,
+            hurried: false,
         });
         self.start(now, self.volumes.len() - 1);
     }
@@ -629,6 +662,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         let life = self.volumes[index].life;
         let own = |(handle, batch): (&BatchHandle, &Batch)| (batch.life == life).then_some(*handle);
         let own: Vec<BatchHandle> = self.batches.iter().filter_map(own).collect();
+        self.drop_puts(index);
         own.into_iter().for_each(|batch| self.end_batch(batch));
         self.publish();
         self.settle_delete(index);
@@ -693,11 +727,12 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         if matches!(self.volumes[index].state, State::Deleting(_)) {
             return;
         }
+        self.note_hurry(index, &input);
         self.volumes[index].keeper.handle(now, input);
         let mut next = None;
         loop {
             while let Some(output) = self.volumes[index].keeper.poll_output() {
-                next = self.act(index, output).or(next);
+                next = self.act(now, index, output).or(next);
             }
             let Some(input) = next.take() else { return };
             self.volumes[index].keeper.handle(now, input);
@@ -705,36 +740,31 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     }
 
     /// Does what a keeper wants done. Returns what to tell it after all of it is done.
-    fn act(&mut self, index: usize, output: Output) -> Option<Input<'static>> {
+    fn act(&mut self, now: Instant, index: usize, output: Output) -> Option<Input<'static>> {
         match output {
             Output::Remember { nonce, ours } => return Some(self.remember(index, nonce, ours)),
             Output::Attached(attached) => return self.attached(index, attached),
             Output::Refused(refusal) => self.refused(index, &refusal),
-            Output::Get { op, key, first } => {
-                let token = self.keeper_op(index, op);
-                self.store.get(token, &key, first.map(|first| 0..u64::from(first)));
-            }
+            Output::Get { op, key, first } => self.keeper_get(now, index, op, key, first),
             Output::Put { op, key, meta, batches } => {
-                let token = self.keeper_op(index, op);
-                let blocks = batches.iter().map(|batch| self.batches[batch].bytes.clone());
-                let pieces = std::iter::once(Bytes::from_owner(meta)).chain(blocks).collect();
-                self.store.put(token, &key, pieces, false);
+                self.keeper_put(now, index, op, key, meta, &batches);
             }
             Output::Create { op, key, bytes } => {
-                let token = self.keeper_op(index, op);
-                self.store.put(token, &key, vec![Bytes::from_owner(bytes)], true);
+                let job = Job::Create { key, bytes: Bytes::from_owner(bytes) };
+                self.keeper_ask(now, index, op, Lane::Head, job);
             }
-            Output::Gather { op, blocks, reads } => self.gather_blocks(index, op, blocks, reads),
+            Output::Gather { op, blocks, reads } => {
+                self.gather_blocks(now, index, op, blocks, reads);
+            }
             Output::List { op, prefix } => {
-                let token = self.keeper_op(index, op);
-                self.store.list(token, &prefix);
+                self.keeper_ask(now, index, op, Lane::Head, Job::List { prefix });
             }
-            Output::Delete { op, key } => {
-                let token = self.keeper_op(index, op);
-                self.store.delete(token, &key);
-            }
+            Output::Delete { op, key } => self.keeper_delete(now, index, op, key),
             Output::DropBatch(batch) => self.end_batch(batch),
             Output::ToShard(shard, mail) => {
+                if shard == ShardId(0) {
+                    self.note_push(now, index, mail);
+                }
                 self.links.mail(shard, mail);
                 if matches!(mail, ToShard::Attach { .. }) && shard.0 + 1 == self.shards {
                     self.introduce(index);
@@ -845,6 +875,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             "taken by {by}; what was not pushed before stays in this cache, and can only be \
              dropped: `heeler cache purge --force`"
         );
+        self.drop_puts(index);
         let volume = &mut self.volumes[index];
         log::error!("volume {}: {reason}", volume.name);
         volume.state = State::Fenced(reason);
@@ -852,6 +883,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     }
 
     fn released(&mut self, index: usize) {
+        self.drop_puts(index);
         let volume = &mut self.volumes[index];
         let (uuid, held) = (volume.uuid, volume.attached.is_some());
         if !matches!(volume.state, State::Refused(_)) {
@@ -865,19 +897,6 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             }
         }
         self.publish();
-    }
-
-    fn keeper_op(&mut self, index: usize, op: StoreOp) -> Token {
-        let volume = &mut self.volumes[index];
-        volume.ops += 1;
-        let pending = Pending::Keeper { volume: volume.uuid, life: volume.life, op };
-        self.token(pending)
-    }
-
-    fn token(&mut self, pending: Pending) -> Token {
-        self.tokens += 1;
-        self.pending.insert(Token(self.tokens), pending);
-        Token(self.tokens)
     }
 
     fn fetch(&mut self, shard: ShardId, op: OpId, reads: Vec<PackRead>) {
@@ -926,14 +945,21 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         }
     }
 
-    fn gather_blocks(&mut self, index: usize, op: StoreOp, blocks: u16, reads: Vec<PackRead>) {
+    fn gather_blocks(
+        &mut self,
+        now: Instant,
+        index: usize,
+        op: StoreOp,
+        blocks: u16,
+        reads: Vec<PackRead>,
+    ) {
         self.volumes[index].ops += 1;
         let whose = (self.volumes[index].uuid, self.volumes[index].life, op);
         for part in self.gatherings.begin(whose, blocks, reads) {
             let (key, from) = (part.plan.key.clone(), part.plan.offset);
             let to = from + u64::from(part.plan.len);
-            let token = self.token(Pending::Gather(part));
-            self.store.get(token, &key, Some(from..to));
+            let job = Job::Get { key, range: Some(from..to) };
+            self.ask(now, Pending::Gather(part), Lane::Read, job);
         }
     }
 
@@ -956,13 +982,6 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 self.feed_answer(now, index, op, StoreAnswer::Failed { transient, text });
             }
         }
-    }
-
-    fn send_read(&mut self, read: Read) {
-        let (key, from) = (read.plan.key.clone(), read.plan.offset);
-        let to = from + u64::from(read.plan.len);
-        let token = self.token(Pending::Read(read));
-        self.store.get(token, &key, Some(from..to));
     }
 
     fn handle_answer(&mut self, now: Instant, token: Token, answer: StoreAnswer) {
@@ -1164,9 +1183,17 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     }
 }
 
+/// A seed for what must differ between servers, but need not be a secret.
+fn seed(random: &mut dyn FnMut() -> [u8; 16]) -> u64 {
+    let mut seed = [0; 8];
+    seed.copy_from_slice(&random()[..8]);
+    u64::from_le_bytes(seed)
+}
+
 fn volume_of(mail: &ToKeeper) -> VolumeId {
     match *mail {
         ToKeeper::Dirtied { volume }
+        | ToKeeper::Grown { volume }
         | ToKeeper::Pressure { volume }
         | ToKeeper::Sync { volume }
         | ToKeeper::Frozen { volume, .. }

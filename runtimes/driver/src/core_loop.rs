@@ -251,11 +251,11 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
             busy |= self.take_requests();
             busy |= self.take_mail();
             busy |= self.settle_shards();
-            busy |= self.send_batches();
             if !busy {
                 break;
             }
         }
+        busy |= self.send_batch();
         self.retry_device();
         self.device.start_flush();
         let submitted = self.device.submit();
@@ -608,6 +608,11 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                 return;
             }
         }
+        while let Some(DeviceOp { host, op, .. }) = self.device.waiting_push() {
+            if !self.device.start_push_read(self.hosts[host].shard.op_pages(op)) {
+                return;
+            }
+        }
     }
 
     fn report_drained(&mut self) {
@@ -721,7 +726,8 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         let pages = host.shard.op_pages(op);
         debug_assert_eq!(pages.len(), count as usize);
         let offset = host.region + u64::from(page) * PAGE_BYTES as u64;
-        self.device.push(DeviceOp { host: at, op, kind, offset }, pages);
+        let push_pages = if host.shard.is_for_push(op) { pages.len() } else { 0 };
+        self.device.push(DeviceOp { host: at, op, kind, offset, push_pages }, pages);
     }
 
     /// Brings the pages of a write that goes on waiting to the core it came from.

@@ -20,6 +20,7 @@ mod memory;
 mod modes;
 mod outage;
 mod ownership;
+mod pushes;
 mod rig;
 mod s3;
 mod stores;

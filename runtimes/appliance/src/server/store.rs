@@ -44,8 +44,11 @@ impl Server {
         info.unwrap_or_else(|_| Err(late().into()))
     }
 
+    /// What was asked of the store, and how it keeps up.
     pub(super) fn store_info(&self) -> StoreInfo {
         let counters = self.store.counters();
+        let lanes = self.control.borrow().lanes();
+        let away = |since| (self.now() - since).0 / 1_000_000_000;
         let trouble = self.store.trouble();
         StoreInfo {
             url: self.facts.store_url.clone(),
@@ -64,6 +67,11 @@ impl Server {
             lists: counters.lists,
             retries: counters.retries,
             failures: counters.failures,
+            puts_max: lanes.window,
+            puts_now: lanes.puts,
+            waiting: lanes.waiting,
+            away_seconds: lanes.away.as_ref().map(|found| away(found.since)),
+            away_reason: lanes.away.map(|away| away.reason),
         }
     }
 }

@@ -122,7 +122,13 @@ fn with_server(name: &str, dirty: u64, client: impl AsyncFnOnce(&mut Client)) {
         }),
         table: device.table().clone(),
         logged: BTreeMap::new(),
-        memory: Memory { lending, arena: plan.arena().expect("memory"), fetch_bytes: 1 << 20 },
+        memory: Memory {
+            lending,
+            arena: plan.arena().expect("memory"),
+            fetch_bytes: 1 << 20,
+            batch_bytes: 1 << 20,
+        },
+        push_after: heeler_core::time::Duration::from_secs(5),
         cores: wires.links,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -219,7 +225,7 @@ fn a_volume_from_creation_to_deletion() {
         let name = || "disk1".to_string();
         client.ask::<()>(&Request::VolumePush { name: name() }).await;
         let info: VolumeInfo = client.ask(&Request::VolumeInfo { name: name() }).await;
-        assert_eq!(info.push.expect("ours").phase, "clean");
+        assert_eq!(info.line.push.expect("ours").phase, "clean");
         let deleted: Deleted =
             client.ask(&Request::VolumeDelete { name: name(), force: false }).await;
         assert_eq!(deleted.objects, 2);

@@ -128,7 +128,7 @@ fn settle(site: &mut Site, name: &str) -> Result<Option<String>, String> {
     let info: VolumeInfo = site.server.ask(&Request::VolumeInfo { name: name.into() })?;
     let dirty = info.line.dirty_bytes.is_some_and(|dirty| dirty > 0);
     // Without a store the volume is exported all the same.
-    if dirty && info.push.is_some_and(|push| push.retrying == 0) {
+    if dirty && info.line.push.is_some_and(|push| push.retrying == 0) {
         push(&mut site.server, &Request::VolumePush { name: name.into() })?;
     }
     version_of(site, name)

@@ -40,6 +40,8 @@ pub(super) struct Volume {
     pub(super) attached: Option<Attached>,
     /// Store operations under way.
     pub(super) ops: usize,
+    /// Somebody waits for the next push.
+    pub(super) hurried: bool,
 }
 
 impl Volume {

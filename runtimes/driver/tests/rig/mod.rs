@@ -182,7 +182,7 @@ impl Rig {
                 self.wanted = true;
                 self.push();
             }
-            ToKeeper::Dirtied { .. } => {}
+            ToKeeper::Dirtied { .. } | ToKeeper::Grown { .. } => {}
             ToKeeper::Frozen { epoch, .. } => {
                 if self.answered(epoch) {
                     self.cycle = Some(SHARDS);
