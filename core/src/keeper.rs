@@ -205,6 +205,9 @@ pub enum Input<'a> {
     /// [`Output::Fenced`]); at once if the volume has not been claimed yet. The front ends must
     /// have stopped writing.
     Detach,
+    /// Keep the volume after all, if it is not too late: it is while [`Keeper::phase`] says
+    /// [`Phase::Releasing`] after this.
+    Stay,
     /// The end of a store operation.
     StoreDone {
         /// Which.
@@ -450,8 +453,8 @@ impl fmt::Display for Refusal {
         match self {
             Self::Owned(owner) => write!(
                 f,
-                "owned by {owner}; stop that server, or take the volume with --takeover \
-                 (what that server has not pushed yet will not be in it)"
+                "owned by {owner}; detach it there, or take it with --takeover (what that \
+                 server has not pushed yet will not be in it)"
             ),
             Self::Stale { dirty_blocks, owner } => write!(
                 f,

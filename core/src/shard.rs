@@ -8,8 +8,8 @@
 //! Which file does what: `request` takes requests in and answers them, `read` collects blocks
 //! (`fill` brings them in), `write` puts them into the log, `discard` takes them away, `durable`
 //! waits for flushes, `push` hands closed epochs to the keeper, `reclaim` makes room in the log,
-//! `attach` takes in what recovery found, `scrub` finds what is to be checked, `index`
-//! keeps every reference to a block consistent.
+//! `attach` takes in what recovery found, `scrub` finds what is to be checked, `salvage`
+//! what is to be saved, `index` keeps every reference to a block consistent.
 
 mod attach;
 mod budget;
@@ -21,6 +21,7 @@ mod push;
 mod read;
 mod reclaim;
 mod request;
+mod salvage;
 mod scrub;
 mod task;
 mod volume;
@@ -43,6 +44,7 @@ use budget::Progress;
 pub use budget::{Budget, BudgetReport};
 use fill::{FILLS_MAX, Fills};
 use reclaim::Reclaim;
+pub use salvage::{DirtyKind, DirtyRun, DirtyScan, SalvageAt};
 pub use scrub::{LogRun, Scan, ScrubAt};
 use task::{Fifo, Tasks};
 use volume::Volume;

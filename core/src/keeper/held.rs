@@ -171,6 +171,10 @@ impl Held {
                 self.wanted |= !self.detaching;
                 self.detaching = true;
             }
+            Input::Stay => {
+                // A release that is on its way to the store cannot be called back.
+                self.detaching &= self.phase() == Phase::Releasing;
+            }
             Input::Tick => {
                 if let Some(cycle) = &mut self.cycle {
                     cycle.tick(io);

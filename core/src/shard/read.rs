@@ -104,7 +104,7 @@ impl Shard<'_> {
         let task = self.tasks.get(task);
         match task.request().advice {
             Advice::WillNeed => true,
-            Advice::DontNeed => false,
+            Advice::DontNeed | Advice::Salvage => false,
             Advice::None => self.volumes[task.volume].buffering.reads,
             // What a scrub of the cache fetches again belongs there.
             Advice::BypassClean => task.request().kind == RequestKind::Cache,
