@@ -16,6 +16,13 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         self.rows.expected(volume)
     }
 
+    /// Dirty blocks of a volume that the log alone holds. Some may have been pushed since.
+    #[must_use]
+    pub fn logged_blocks(&self, volume: Uuid) -> u64 {
+        let row = self.rows.find(volume).filter(|row| !row.released);
+        row.and_then(|row| self.logged.get(&row.number)).map_or(0, |logged| logged.dirty_blocks)
+    }
+
     /// Lets the shards take in what the log holds of a volume that was refused, so that what is
     /// dirty of it can be named and read. Nothing of it is served. `committed`: the epoch of the
     /// last image that this cache committed, or zero, if that is not known.
