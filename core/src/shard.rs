@@ -33,7 +33,7 @@ use alloc::vec::Vec;
 use crate::buffer::{BufferStorage, Buffers};
 use crate::config::ShardConfig;
 use crate::counters::Traffic;
-use crate::event::{Input, Output, PushRun, Rejected, Status};
+use crate::event::{Advice, Input, Output, PushRun, Rejected, Status};
 use crate::ids::{BlockRef, OpId, PageId, VolumeId};
 use crate::limits::{REQUEST_BLOCKS_MAX, VOLUMES_MAX};
 use crate::onode::{NIL, OnodeStorage, Onodes};
@@ -498,7 +498,8 @@ impl<'a> Shard<'a> {
 
     /// Counts something for a task's volume and for the shard, if a client wanted it.
     fn count(&mut self, task: u32, add: impl Fn(&mut Traffic)) {
-        if self.bypasses(task) {
+        let advice = self.tasks.get(task).request().advice;
+        if matches!(advice, Advice::BypassClean | Advice::Salvage) {
             return;
         }
         let volume = self.tasks.get(task).volume;

@@ -426,7 +426,7 @@ impl World {
                 shard.fenced = true;
                 shard.to_push = None;
             }
-            ToShard::Forget { .. } => panic!("the keeper forgets nothing"),
+            ToShard::Detach { .. } | ToShard::Forget { .. } => panic!("the driver says so"),
         }
         true
     }
