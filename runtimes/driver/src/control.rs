@@ -831,17 +831,19 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         {
             reason = format!("{reason} ({text})");
         }
-        let Volume { uuid, in_shards, .. } = self.volumes[index];
+        let Volume { uuid, number, in_shards, .. } = self.volumes[index];
         match refusal {
             Refusal::Stale { .. } => {
                 reason += ", and so do `heeler volume forget` and `heeler cache purge --force`; \
                            `heeler volume salvage` saves them before";
                 if !in_shards {
-                    self.events.push_back(Event::Stale { volume: uuid });
+                    // How much it is comes to light soon, and then this comes again.
+                    self.volumes[index].state = State::Refused(reason);
+                    return self.events.push_back(Event::Stale { volume: uuid });
                 }
             }
             // Nothing is dirty here, and what is clean will never be believed again.
-            Refusal::Owned(_) => {
+            Refusal::Owned(_) if in_shards || self.logged.contains_key(&number) => {
                 if let Err(e) = self.empty(uuid) {
                     log::warn!("volume {}: {e}", self.volumes[index].name);
                 }

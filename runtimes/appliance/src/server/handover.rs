@@ -129,7 +129,8 @@ impl Server {
         let this = self.clone();
         drop(tokio::task::spawn_local(async move {
             if let Err(e) = this.name_dirty(volume).await {
-                log::warn!("what the cache holds of volume {volume} cannot be told: {e}");
+                log::error!("what the cache holds of volume {volume} cannot be told: {e}");
+                this.status_of(volume).iter().for_each(&this.on_served);
             }
             this.settling.borrow_mut().remove(&volume);
             this.changed.notify_waiters();
