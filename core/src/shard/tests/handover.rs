@@ -86,23 +86,19 @@ fn what_is_dirty_of_a_lost_volume_can_be_saved() {
     ];
     assert_eq!(world.dirty_runs(), expected);
     let before = world.shard.traffic();
-    world.read(Advice::Salvage, 4, 8);
+    world.read(Advice::Salvage, 4, 4);
     world.read(Advice::Salvage, OBJECT_BLOCKS + 2, 2);
     assert_eq!(world.shard.traffic(), before, "no client read that");
     world.expected = Status::Gone;
     world.ask(RequestKind::Read, Advice::None, 4, 8);
     // Damaged before it was saved.
-    let place = |(_, at): &(&u32, usize)| *at;
-    let copies = world.region.iter().zip(0..).filter(|(page, _)| **page == content(5));
-    let newest = copies.map(|copy| place(&copy)).collect::<Vec<_>>();
-    newest.into_iter().for_each(|at| world.region[at] = 1);
+    let copies = world.region.iter_mut().filter(|page| **page == content(9));
+    copies.for_each(|page| *page = 1);
     world.expected = Status::Io;
-    world.ask(RequestKind::Read, Advice::Salvage, 4, 8);
+    world.ask(RequestKind::Read, Advice::Salvage, 8, 4);
     let found = world.dirty_runs();
-    assert_eq!(
-        found[..3],
-        [run(0, 4, 1, data), run(0, 5, 1, DirtyKind::Lost), run(0, 6, 6, data)]
-    );
+    let lost = run(0, 9, 1, DirtyKind::Lost);
+    assert_eq!(found[..3], [run(0, 4, 5, data), lost, run(0, 10, 2, data)]);
     world.mail(ToShard::Forget { volume: VOLUME });
     assert_eq!(world.dirty_runs(), []);
     assert_eq!(world.shard.usage().dirty_blocks, 0);
