@@ -734,7 +734,7 @@ fn finish(io: &mut Io<'_>, state: State, request: Request, result: StoreResult<'
 }
 
 fn attach(io: &mut Io<'_>, head: Head, superseded: Option<u32>, ours: bool) -> State {
-    let held = Box::new(Held::new(head, superseded));
+    let held = Box::new(Held::new(io.now, head, superseded));
     io.out.push_back(Output::Attached(Attached {
         volume: io.volume,
         name: held.head.name.clone(),

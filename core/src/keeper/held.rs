@@ -37,6 +37,8 @@ pub(super) struct Held {
     next: Option<Head>,
     /// When the oldest block that no cycle covers became dirty.
     dirty_since: Option<Instant>,
+    /// When it was last seen, or asked, whether the volume is still ours.
+    proved: Instant,
     /// A cycle must start, without waiting for age.
     wanted: bool,
     /// Who waits for the next cycle.
@@ -58,7 +60,7 @@ pub(super) enum Fate {
 
 impl Held {
     /// The volume has just been claimed by `head`.
-    pub(super) fn new(head: Head, superseded: Option<u32>) -> Self {
+    pub(super) fn new(now: Instant, head: Head, superseded: Option<u32>) -> Self {
         let key = superseded.map(|number| names::head_key(head.volume, number));
         Self {
             open: Epoch::first_of_term(head.term),
@@ -69,6 +71,7 @@ impl Held {
             cycle: None,
             next: None,
             dirty_since: None,
+            proved: now,
             wanted: false,
             tickets: Vec::new(),
             detaching: false,
@@ -194,12 +197,25 @@ impl Held {
             ToKeeper::Dirtied { .. } => {
                 let since = covering.map_or(&mut self.dirty_since, |cycle| &mut cycle.dirty_since);
                 since.get_or_insert(io.now);
+                self.probe(io);
             }
             ToKeeper::Pressure { .. } => self.wanted |= covering.is_none(),
             ToKeeper::Frozen { epoch, blocks, .. } => {
                 self.cycle_of(epoch).handle_frozen(io, shard, blocks);
             }
             ToKeeper::Pushed { epoch, .. } => self.cycle_of(epoch).handle_pushed(io, shard),
+        }
+    }
+
+    /// The first write after a rest asks whether the volume is still ours, so that an owner which
+    /// was fenced meanwhile does not take writes until its next commit.
+    fn probe(&mut self, io: &mut Io<'_>) {
+        let rested = self.proved + io.config.push_after < io.now;
+        if rested && self.cycle.is_none() && self.next.is_none() {
+            self.proved = io.now;
+            let number = self.head.number.saturating_add(1);
+            let key = names::head_key(self.head.volume, number);
+            io.start(Task::Probe { number }, Call::Get(key));
         }
     }
 
@@ -234,6 +250,14 @@ impl Held {
     ) -> Fate {
         match (request.task, result) {
             (Task::Delete, _) => self.deleting -= 1,
+            (Task::Probe { number }, StoreResult::Got(bytes)) => {
+                let found = Head::decode(bytes, self.head.volume, number, io.config.crc32c);
+                if let Some(found) = found.ok().filter(|found| found.nonce != self.head.nonce) {
+                    return Fate::Fenced(Some(claim::owner(&found)));
+                }
+            }
+            // What cannot be read now is left to the next commit.
+            (Task::Probe { .. }, _) => {}
             (Task::LoadPage { .. }, _) => {
                 if let Some((page, base)) = self.map.handle_done(io, &self.head, request, result) {
                     let cycle = self.cycle.as_mut().expect("the cycle waits for the page");
@@ -355,6 +379,7 @@ impl Held {
 
     /// The next head is the newest: the image is its.
     fn committed_next(&mut self, io: &mut Io<'_>) {
+        self.proved = io.now;
         let next = self.next.take().expect("a commit is under way");
         let before = core::mem::replace(&mut self.head, next);
         if !before.is_claim() {

@@ -2,6 +2,8 @@
 //! and loses what it can. After every change of the store the image is decoded from scratch
 //! and compared with the cut that its head names.
 
+mod handover;
+
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::{String, ToString};
 use alloc::vec;
