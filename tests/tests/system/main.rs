@@ -14,6 +14,7 @@ mod clients;
 mod damage;
 mod durability;
 mod hammer;
+mod handover;
 mod memory;
 mod outage;
 mod ownership;
