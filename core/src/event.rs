@@ -62,6 +62,67 @@ impl Default for Buffering {
     }
 }
 
+/// When a volume's writes are acknowledged, what a FLUSH means, and what the cache keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mode {
+    /// Acknowledged in the log; a FLUSH makes the log durable.
+    #[default]
+    WriteBack,
+    /// Acknowledged in RAM, which is bounded; a FLUSH makes the log durable.
+    Ram,
+    /// Acknowledged when the store has committed it.
+    WriteThrough,
+    /// As `WriteThrough`, and what was written is not kept.
+    WriteAround,
+    /// As `WriteAround`, and what was read is not kept either.
+    None,
+    /// Acknowledged in RAM; a FLUSH does nothing: scratch disks.
+    Ephemeral,
+}
+
+impl Mode {
+    /// All of them, in the order of their codes.
+    pub const ALL: &'static [Self] = &[
+        Self::WriteBack,
+        Self::Ram,
+        Self::WriteThrough,
+        Self::WriteAround,
+        Self::None,
+        Self::Ephemeral,
+    ];
+
+    /// What operators call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WriteBack => "writeback",
+            Self::Ram => "ram",
+            Self::WriteThrough => "writethrough",
+            Self::WriteAround => "writearound",
+            Self::None => "none",
+            Self::Ephemeral => "ephemeral",
+        }
+    }
+
+    /// The mode that operators call so.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|mode| mode.name() == name)
+    }
+
+    /// Its number in a head.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The mode of a number in a head.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+}
+
 /// One request to a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request {
@@ -137,12 +198,16 @@ pub enum ToShard {
         /// The store's image is as of this epoch.
         committed: Epoch,
     },
-    /// What of the volume's data stays in RAM from now on. Until it is told, everything does.
-    Buffering {
+    /// How the volume is served from now on. Until it is told, all is as by default.
+    Settings {
         /// The volume.
         volume: VolumeId,
-        /// What stays.
+        /// When writes are acknowledged, and what is kept.
+        mode: Mode,
+        /// What stays in RAM.
         buffering: Buffering,
+        /// All of it stays on NVMe.
+        pinned: bool,
     },
     /// Close the open epoch: writes belong to `next` from now on, and their acknowledgements wait
     /// for `Released`. Answered by `Frozen` when all writes of the closed epoch are durable.

@@ -26,9 +26,13 @@
 //!
 //! ```text
 //! Freeze to all shards -> all Frozen -> Released to all -> batches, packs put, BatchDone
-//!   -> all Pushed, all packs put -> map pages loaded, changed copies put -> head n+1 created
-//!   -> Committed to all -> superseded map pages and head deleted
+//!   -> all Pushed, all packs put -> head n+1 created, its tail names the packs
+//!   -> Committed to all -> superseded head deleted
 //! ```
+//!
+//! Packs say themselves what they hold, so the tail is the newest part of the map. When it has grown
+//! long, a checkpoint folds it into the map pages, beside the pushes: pages loaded, changed copies
+//! put, named by the next head, superseded ones deleted.
 //!
 //! # Who owns a volume
 //!
@@ -39,10 +43,14 @@
 //! deleted; therefore a claim lists the heads again after its create and counts only if none is
 //! newer.
 
+mod changes;
+mod checkpoint;
 mod claim;
 mod cycle;
+mod edit;
 mod held;
 mod map;
+mod open;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -54,13 +62,16 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+pub use self::changes::Changes;
 use self::claim::{Claim, Step};
+pub use self::edit::{Edit, EditError};
 use self::held::{Fate, Held};
+use self::open::Opening;
 use self::store::{Io, Request, Store};
-use crate::event::{Buffering, PushRun, ToKeeper, ToShard};
+use crate::event::{PushRun, ToKeeper, ToShard};
 use crate::ids::{Crc32c, Epoch, OpId, ShardId, VolumeId};
 use crate::time::{Duration, Instant};
-use crate::wire::head::Head;
+use crate::wire::head::{Head, Settings};
 use crate::wire::names::{Nonce, Uuid};
 
 /// What a keeper needs to know from the start.
@@ -80,14 +91,20 @@ pub struct Config {
     pub pages_max: usize,
     /// Packs or map pages that are put at the same time at most, at least 1.
     pub puts_max: usize,
+    /// Packs that the map pages do not know yet at most; more may come while they are folded in.
+    pub tail_packs_max: usize,
+    /// Bytes of data in such packs, below which only their number counts.
+    pub tail_bytes_min: u64,
     /// First and longest wait before a failed store operation is tried again.
     pub backoff: (Duration, Duration),
-    /// Failures of a map page's load after which the fetches that wait for it fail.
+    /// Failures of a map page's load after which the fetches that wait for it fail; and packs
+    /// of the tail that are not what they should be after which the volume is refused.
     pub load_attempts_max: u32,
 }
 
 impl Config {
-    /// The defaults: push after 5 s, 256 map pages, 4 puts, waits of 100 ms to 10 s, 4 attempts.
+    /// The defaults: push after 5 s, 256 map pages, 4 puts, tails of 256 packs or from 16 MiB on,
+    /// waits of 100 ms to 10 s, 4 attempts.
     #[must_use]
     pub const fn new(uuid: Uuid, shards: u16, crc32c: Crc32c, seed: u64) -> Self {
         Self {
@@ -98,6 +115,8 @@ impl Config {
             push_after: Duration::from_secs(5),
             pages_max: 256,
             puts_max: 4,
+            tail_packs_max: 256,
+            tail_bytes_min: 16 << 20,
             backoff: (Duration::from_millis(100), Duration::from_secs(10)),
             load_attempts_max: 4,
         }
@@ -193,11 +212,12 @@ pub enum Input<'a> {
         /// Comes back in the answer.
         ticket: u64,
     },
-    /// What of the volume's data stays in RAM from now on. The shards are told at once; it is in
-    /// the head, and so counts for later owners, when [`Output::PushDone`] answers.
-    SetBuffering {
-        /// What stays.
-        buffering: Buffering,
+    /// Changes the volume, after a push of everything that is dirty now. It is in the head, and so
+    /// counts for later owners, when [`Output::PushDone`] answers; [`Output::EditRefused`] if it
+    /// cannot be.
+    Edit {
+        /// The change.
+        edit: &'a Edit,
         /// Comes back in the answer.
         ticket: u64,
     },
@@ -222,7 +242,7 @@ pub enum Input<'a> {
 /// How a store operation ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StoreResult<'a> {
-    /// Of Get: the whole object.
+    /// Of Get: what was asked for.
     Got(&'a [u8]),
     /// Of List: the keys, in any order; keys that are none of ours do no harm.
     Listed(&'a [&'a str]),
@@ -259,12 +279,14 @@ pub enum Output {
     Attached(Attached),
     /// The volume is not ours; the keeper is finished.
     Refused(Refusal),
-    /// Read a whole object.
+    /// Read an object.
     Get {
         /// Answered by [`Input::StoreDone`].
         op: StoreOp,
         /// What.
         key: String,
+        /// Only so many of its first bytes; `None`: all.
+        first: Option<u32>,
     },
     /// Write an object: `meta`, then the blocks of each batch. It may exist, with the same bytes.
     Put {
@@ -339,12 +361,19 @@ pub enum Output {
         /// Of the query.
         op: OpId,
     },
-    /// The end of [`Input::PushNow`] or [`Input::SetBuffering`].
+    /// The end of [`Input::PushNow`] or [`Input::Edit`].
     PushDone {
         /// Of the request.
         ticket: u64,
         /// Everything is in the store and committed; `false`: the volume was lost before.
         committed: bool,
+    },
+    /// The end of [`Input::Edit`]: nothing changed.
+    EditRefused {
+        /// Of the request.
+        ticket: u64,
+        /// Why.
+        why: EditError,
     },
     /// Another owner has the volume: nothing is put any more; the shards have been told. The
     /// keeper is finished, but goes on answering fetches (they fail).
@@ -393,8 +422,8 @@ pub struct Attached {
     pub object_shift: u8,
     /// Seconds since 1970.
     pub created_unix_secs: u64,
-    /// What of its data stays in RAM.
-    pub buffering: Buffering,
+    /// What an operator says of it.
+    pub settings: Settings,
     /// What the cache held of the volume is still good.
     pub ours: bool,
     /// Writes belong to this epoch.
@@ -428,12 +457,17 @@ pub enum Refusal {
     },
     /// The store has no head of it.
     NoVolume,
-    /// The newest head cannot be read.
+    /// The newest head, or a part of its image, cannot be read.
     Corrupt {
         /// Which.
         key: String,
         /// What is wrong with it.
         error: crate::wire::frame::FormatError,
+    },
+    /// Data of the newest image is not in the store.
+    Missing {
+        /// Which object.
+        key: String,
     },
     /// The cache knows of later heads than the store: it was set back, or is another store.
     StoreIsOlder,
@@ -465,9 +499,12 @@ impl fmt::Display for Refusal {
             Self::NoVolume => f.write_str("the store has no head of this volume"),
             Self::Corrupt { key, error } => write!(
                 f,
-                "the newest head {key} cannot be read: {error}; run `heeler check`, and if the \
-                 server is older than the volume, update it"
+                "{key} cannot be read: {error}; run `heeler check`, and if the server is older \
+                 than the volume, update it"
             ),
+            Self::Missing { key } => {
+                write!(f, "{key} is missing in the store; run `heeler check`")
+            }
             Self::StoreIsOlder => f.write_str(
                 "the store's image is older than this cache's: it was set back or is another \
                  store; check the store's address",
@@ -580,9 +617,21 @@ pub struct Keeper {
 enum State {
     Idle,
     Claiming(Box<Claim>),
+    Opening(Box<Claimed>),
     Held(Box<Held>),
     /// Released, Refused or Fenced, with what was last committed and the newest head then.
     Over(Phase, Epoch, u32),
+}
+
+/// A volume that is ours, but whose image is not complete here.
+#[derive(Debug)]
+struct Claimed {
+    opening: Opening,
+    head: Head,
+    superseded: Option<u32>,
+    ours: bool,
+    /// It is to be given up again as soon as it is complete.
+    detach: bool,
 }
 
 impl Keeper {
@@ -636,6 +685,10 @@ impl Keeper {
                 State::Claiming(claim)
             }
             (state, Input::Remembered { .. }) => state,
+            (State::Opening(mut claimed), Input::Detach) => {
+                claimed.detach = true;
+                State::Opening(claimed)
+            }
             (State::Held(mut held), input) => {
                 held.handle(&mut io, input);
                 State::Held(held)
@@ -670,7 +723,7 @@ impl Keeper {
     pub fn phase(&self) -> Phase {
         match &self.state {
             State::Idle => Phase::Idle,
-            State::Claiming(_) => Phase::Claiming,
+            State::Claiming(_) | State::Opening(_) => Phase::Claiming,
             State::Held(held) => held.phase(),
             State::Over(phase, ..) => *phase,
         }
@@ -683,6 +736,7 @@ impl Keeper {
         let (committed, head) = match &self.state {
             State::Held(held) => (held.committed(), held.head.number),
             State::Over(_, committed, head) => (*committed, *head),
+            State::Opening(claimed) => (claimed.head.epoch, claimed.head.number),
             State::Idle | State::Claiming(_) => (Epoch::ZERO, 0),
         };
         let (push_bytes, backlog_bytes) = held.map_or((0, 0), |held| held.push_bytes());
@@ -718,13 +772,20 @@ fn finish(io: &mut Io<'_>, state: State, request: Request, result: StoreResult<'
     match state {
         State::Claiming(mut claim) => match claim.handle_done(io, request, result) {
             Step::Wait => State::Claiming(claim),
-            Step::Claimed { head, superseded, ours } => attach(io, head, superseded, ours),
-            Step::Refused(refusal) => {
-                io.store.forget();
-                io.out.push_back(Output::Refused(refusal));
-                State::Over(Phase::Refused, Epoch::ZERO, 0)
+            Step::Claimed { head, superseded, ours } => {
+                let opening = Opening::start(io, &head);
+                let head = *head;
+                attach(io, Box::new(Claimed { opening, head, superseded, ours, detach: false }))
             }
+            Step::Refused(refusal) => refuse(io, refusal),
         },
+        State::Opening(mut claimed) => {
+            let done = claimed.opening.handle_done(io, &claimed.head, request, result);
+            match done {
+                Ok(()) => attach(io, claimed),
+                Err(refusal) => refuse(io, refusal),
+            }
+        }
         State::Held(mut held) => {
             let fate = held.handle_done(io, request, result);
             follow(io, held, fate)
@@ -733,20 +794,34 @@ fn finish(io: &mut Io<'_>, state: State, request: Request, result: StoreResult<'
     }
 }
 
-fn attach(io: &mut Io<'_>, head: Head, superseded: Option<u32>, ours: bool) -> State {
-    let held = Box::new(Held::new(io.now, head, superseded));
+fn refuse(io: &mut Io<'_>, refusal: Refusal) -> State {
+    io.store.forget();
+    io.out.push_back(Output::Refused(refusal));
+    State::Over(Phase::Refused, Epoch::ZERO, 0)
+}
+
+/// Serves a claimed volume, if its image is complete.
+fn attach(io: &mut Io<'_>, mut claimed: Box<Claimed>) -> State {
+    let Some(opened) = claimed.opening.finish(&claimed.head) else {
+        return State::Opening(claimed);
+    };
+    let Claimed { head, superseded, ours, detach, .. } = *claimed;
+    let mut held = Box::new(Held::new(io.now, head, superseded, opened));
     io.out.push_back(Output::Attached(Attached {
         volume: io.volume,
         name: held.head.name.clone(),
         blocks: held.head.blocks,
         object_shift: held.head.object_shift,
         created_unix_secs: held.head.created_unix_secs,
-        buffering: held.head.buffering,
+        settings: held.head.settings.clone(),
         ours,
         open: held.open(),
         committed: held.committed(),
     }));
     held.attach(io);
+    if detach {
+        held.handle(io, Input::Detach);
+    }
     State::Held(held)
 }
 
@@ -773,7 +848,7 @@ fn turn_away(io: &mut Io<'_>, state: State, input: Input<'_>) -> State {
         Input::Batch { batch, .. } => io.out.push_back(Output::DropBatch(batch)),
         Input::Fetch { shard, op, .. } => io.out.push_back(Output::FetchFailed { shard, op }),
         Input::Query { shard, op, .. } => io.out.push_back(Output::QueryFailed { shard, op }),
-        Input::PushNow { ticket } | Input::SetBuffering { ticket, .. } => {
+        Input::PushNow { ticket } | Input::Edit { ticket, .. } => {
             io.out.push_back(Output::PushDone { ticket, committed: false });
         }
         Input::Detach if matches!(state, State::Idle | State::Claiming(_)) => {

@@ -21,6 +21,8 @@ pub const BATCH_BLOCKS_MAX: usize = 256;
 pub const OP_PAGES_MAX: usize = BATCH_BLOCKS_MAX + 1;
 /// Blocks of one pack in the store at most (8 MiB).
 pub const PACK_BLOCKS_MAX: usize = 2048;
+/// Runs of blocks in one pack at most, runs of zeroes included.
+pub const PACK_RUNS_MAX: usize = 4096;
 /// Blocks that one map page of the store describes (64 MiB).
 pub const MAP_PAGE_BLOCKS: usize = 16384;
 /// Pages that a shard gives back at a time at most.

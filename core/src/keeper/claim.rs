@@ -7,6 +7,7 @@
 //!    +------------------------------------------------+---------+
 //! ```
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -45,7 +46,7 @@ pub(super) enum Step {
     Wait,
     /// The volume is ours.
     Claimed {
-        head: Head,
+        head: Box<Head>,
         /// The head before, if it is of no more use.
         superseded: Option<u32>,
         /// The cache's contents are good.
@@ -231,8 +232,8 @@ impl Claim {
 
     fn claimed(&mut self) -> Step {
         let (head, before) = self.next.take().expect("decided before it is created");
-        let superseded = (!before.is_claim()).then_some(before.number);
-        Step::Claimed { head, superseded, ours: self.remembered == Some(true) }
+        let superseded = (!before.is_kept()).then_some(before.number);
+        Step::Claimed { head: Box::new(head), superseded, ours: self.remembered == Some(true) }
     }
 }
 

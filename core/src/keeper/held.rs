@@ -1,24 +1,30 @@
 //! A volume that is ours: when to push, the commit, the release, and what is superseded.
+//!
+//! A head takes in all that is ready when it is made: a push, a checkpoint, edits.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use super::checkpoint::Checkpoint;
 use super::claim;
 use super::cycle::{Cycle, broadcast};
 use super::map::{Map, Wanted};
+use super::open::Opened;
 use super::store::{Call, Fault, Io, Request, Task};
-use super::{Input, Output, Owner, Phase, StoreResult};
-use crate::event::{Buffering, ToKeeper, ToShard};
+use super::{Edit, Input, Output, Owner, Phase, StoreResult};
+use crate::event::{ToKeeper, ToShard};
 use crate::ids::{BLOCK_BYTES, Epoch, OpId, ShardId};
 use crate::limits::MAP_PAGE_BLOCKS;
 use crate::time::{Duration, Instant};
-use crate::wire::head::Head;
+use crate::wire::head::{Head, Settings};
 use crate::wire::names;
 
 /// Superseded objects that are deleted at the same time at most.
 const DELETES_MAX: usize = 4;
+/// A tail is folded into the map pages when it has so many times the bytes that these take.
+const TAIL_RATIO: u64 = 16;
 
 /// A volume that is ours.
 #[derive(Debug)]
@@ -29,12 +35,19 @@ pub(super) struct Held {
     open: Epoch,
     /// The image is as of this epoch (later than the head's, if nothing changed since).
     committed: Epoch,
-    /// What stays in RAM; the head has it when it is committed.
-    buffering: Buffering,
+    /// As of the last edit; the head has them when that is committed.
+    settings: Settings,
     map: Map,
     cycle: Option<Cycle>,
+    checkpoint: Option<Checkpoint>,
+    /// Its pages are in the store.
+    folded: bool,
+    /// The names of map pages that were written in this term have lower epochs.
+    next_page_epoch: Epoch,
+    /// Bytes of data in the tail's packs.
+    tail_bytes: u64,
     /// The head that is being created.
-    next: Option<Head>,
+    next: Option<Next>,
     /// When the oldest block that no cycle covers became dirty.
     dirty_since: Option<Instant>,
     /// When it was last seen, or asked, whether the volume is still ours.
@@ -43,11 +56,21 @@ pub(super) struct Held {
     wanted: bool,
     /// Who waits for the next cycle.
     tickets: Vec<u64>,
+    /// What the next cycle's commit changes.
+    edits: Vec<Edit>,
     detaching: bool,
     released: bool,
     superseded: VecDeque<String>,
     deleting: usize,
     pushed_bytes: u64,
+}
+
+/// A head that is being created.
+#[derive(Debug)]
+struct Next {
+    head: Head,
+    /// The checkpoint's pages are in it.
+    folds: bool,
 }
 
 /// Whether the volume stays ours.
@@ -60,20 +83,30 @@ pub(super) enum Fate {
 
 impl Held {
     /// The volume has just been claimed by `head`.
-    pub(super) fn new(now: Instant, head: Head, superseded: Option<u32>) -> Self {
+    pub(super) fn new(
+        now: Instant,
+        head: Head,
+        superseded: Option<u32>,
+        opened: Opened,
+    ) -> Self {
         let key = superseded.map(|number| names::head_key(head.volume, number));
         Self {
             open: Epoch::first_of_term(head.term),
             committed: head.epoch,
-            buffering: head.buffering,
+            settings: head.settings.clone(),
+            next_page_epoch: Epoch::first_of_term(head.term),
             head,
-            map: Map::new(),
+            map: opened.map,
             cycle: None,
+            checkpoint: None,
+            folded: false,
+            tail_bytes: opened.tail_bytes,
             next: None,
             dirty_since: None,
             proved: now,
             wanted: false,
             tickets: Vec::new(),
+            edits: Vec::new(),
             detaching: false,
             released: false,
             superseded: key.into_iter().collect(),
@@ -92,13 +125,14 @@ impl Held {
             committed: self.committed,
         };
         broadcast(io, mail);
-        if self.buffering != Buffering::default() {
-            self.tell_buffering(io);
+        if self.settings != Settings::default() {
+            self.tell_settings(io);
         }
     }
 
-    fn tell_buffering(&self, io: &mut Io<'_>) {
-        broadcast(io, ToShard::Buffering { volume: io.volume, buffering: self.buffering });
+    fn tell_settings(&self, io: &mut Io<'_>) {
+        let Settings { mode, buffering, pinned, .. } = self.settings;
+        broadcast(io, ToShard::Settings { volume: io.volume, mode, buffering, pinned });
     }
 
     pub(super) fn open(&self) -> Epoch {
@@ -127,6 +161,7 @@ impl Held {
     pub(super) fn phase(&self) -> Phase {
         match (&self.cycle, &self.next) {
             (Some(_), _) => Phase::Pushing,
+            (None, Some(next)) if !next.head.released => Phase::Pushing,
             (None, Some(_)) => Phase::Releasing,
             (None, None) if self.released => Phase::Releasing,
             (None, None) if self.dirty_since.is_some() => Phase::Dirty,
@@ -163,12 +198,7 @@ impl Held {
                 self.tickets.push(ticket);
                 self.wanted = true;
             }
-            Input::SetBuffering { buffering, ticket } => {
-                self.buffering = buffering;
-                self.tell_buffering(io);
-                self.tickets.push(ticket);
-                self.wanted = true;
-            }
+            Input::Edit { edit, ticket } => self.edit(io, edit, ticket),
             Input::Detach => {
                 // The last cycle starts now, so that it covers what is dirty without our knowing.
                 self.wanted |= !self.detaching;
@@ -180,13 +210,34 @@ impl Held {
             }
             Input::Tick => {
                 if let Some(cycle) = &mut self.cycle {
-                    cycle.tick(io);
+                    cycle.tick(io, &self.head);
                 }
             }
             Input::Start(_) | Input::Remembered { .. } | Input::StoreDone { .. } => {
                 unreachable!("handled by the keeper itself")
             }
         }
+    }
+
+    /// The change is part of the next cycle's commit, so that it has its place among the writes.
+    fn edit(&mut self, io: &mut Io<'_>, edit: &Edit, ticket: u64) {
+        let mut head = self.head.clone();
+        let under_way = self.cycle.iter().flat_map(|cycle| &cycle.edits);
+        under_way.chain(&self.edits).for_each(|before| before.apply(&mut head));
+        if let Err(why) = edit.check(&head) {
+            return io.out.push_back(Output::EditRefused { ticket, why });
+        }
+        if let Edit::Settings(settings) = edit {
+            self.settings.clone_from(settings);
+            self.tell_settings(io);
+        }
+        let before = head.clone();
+        edit.apply(&mut head);
+        if head != before {
+            self.edits.push(edit.clone());
+        }
+        self.tickets.push(ticket);
+        self.wanted = true;
     }
 
     fn handle_mail(&mut self, io: &mut Io<'_>, shard: ShardId, mail: ToKeeper) {
@@ -201,9 +252,12 @@ impl Held {
             }
             ToKeeper::Pressure { .. } => self.wanted |= covering.is_none(),
             ToKeeper::Frozen { epoch, blocks, .. } => {
-                self.cycle_of(epoch).handle_frozen(io, shard, blocks);
+                running(&mut self.cycle, epoch).handle_frozen(io, shard, blocks);
             }
-            ToKeeper::Pushed { epoch, .. } => self.cycle_of(epoch).handle_pushed(io, shard),
+            ToKeeper::Pushed { epoch, .. } => {
+                let cycle = running(&mut self.cycle, epoch);
+                cycle.handle_pushed(io, &self.head, shard);
+            }
         }
     }
 
@@ -217,12 +271,6 @@ impl Held {
             let key = names::head_key(self.head.volume, number);
             io.start(Task::Probe { number }, Call::Get(key));
         }
-    }
-
-    fn cycle_of(&mut self, epoch: Epoch) -> &mut Cycle {
-        let cycle = self.cycle.as_mut().expect("shards answer a push");
-        assert_eq!(cycle.epoch, epoch, "shards answer the push that runs");
-        cycle
     }
 
     fn wanted(
@@ -260,15 +308,15 @@ impl Held {
             (Task::Probe { .. }, _) => {}
             (Task::LoadPage { .. }, _) => {
                 if let Some((page, base)) = self.map.handle_done(io, &self.head, request, result) {
-                    let cycle = self.cycle.as_mut().expect("the cycle waits for the page");
-                    cycle.handle_page_loaded(io, page, &base);
+                    let checkpoint = self.checkpoint.as_mut().expect("it waits for the page");
+                    checkpoint.handle_loaded(io, &self.head, &self.map, page, &base);
                 }
             }
             (Task::PutPack { n }, StoreResult::Done) => {
                 self.cycle.as_mut().expect("packs belong to a push").handle_pack_put(io, n);
             }
             (Task::PutPage { .. }, StoreResult::Done) => {
-                self.cycle.as_mut().expect("map pages belong to a push").handle_page_put();
+                self.checkpoint.as_mut().expect("it puts map pages").handle_put();
             }
             (Task::Commit, StoreResult::Done) => self.committed_next(io),
             (Task::Commit, StoreResult::AlreadyExists) => {
@@ -291,7 +339,7 @@ impl Held {
 
     /// The head with our next number: ours, or another owner's claim.
     fn confirm(&mut self, io: &mut Io<'_>, request: Request, bytes: &[u8]) -> Fate {
-        let next = self.next.as_ref().expect("a commit is under way");
+        let Next { head: next, .. } = self.next.as_ref().expect("a commit is under way");
         match Head::decode(bytes, next.volume, next.number, io.config.crc32c) {
             Ok(found) if found.nonce == next.nonce && found.epoch == next.epoch => {
                 self.committed_next(io);
@@ -307,34 +355,45 @@ impl Held {
 
     /// Starts what can start. After every input.
     pub(super) fn settle(&mut self, io: &mut Io<'_>) -> Fate {
-        if let Some(cycle) = &mut self.cycle
-            && self.next.is_none()
-            && cycle.settle(io, &self.head, &mut self.map)
-        {
-            if !cycle.changed() && self.buffering == self.head.buffering {
-                self.finish_cycle(io);
-            } else if !self.commit(io, false) {
-                return Fate::Fenced(None);
-            }
+        if let Some(checkpoint) = &mut self.checkpoint {
+            self.folded = checkpoint.settle(io, &self.head, &mut self.map);
         }
-        if self.cycle.is_none() && self.next.is_none() && !self.released {
-            let due = self
-                .dirty_since
-                .is_some_and(|since| self.detaching || since + io.config.push_after <= io.now);
-            if self.wanted || due {
-                self.start_cycle(io);
-            } else if self.detaching && !self.commit(io, true) {
-                return Fate::Fenced(None);
-            }
+        if self.next.is_none() && !self.released && !self.step(io) {
+            return Fate::Fenced(None);
         }
         self.delete(io);
         if self.released && self.deleting == 0 { Fate::Released } else { Fate::Held }
     }
 
+    /// The next cycle or commit, if it is time for one. False if there are no numbers left.
+    fn step(&mut self, io: &mut Io<'_>) -> bool {
+        if let Some(cycle) = &self.cycle {
+            if !cycle.is_stored() {
+                return true;
+            }
+            if cycle.changed() || self.folded {
+                return self.commit(io, false);
+            }
+            self.finish_cycle(io);
+        }
+        let due = self
+            .dirty_since
+            .is_some_and(|since| self.detaching || since + io.config.push_after <= io.now);
+        if self.wanted || due {
+            self.start_cycle(io);
+        } else if self.folded {
+            return self.commit(io, false);
+        } else if self.detaching && self.checkpoint.is_none() {
+            return self.commit(io, true);
+        }
+        true
+    }
+
     fn start_cycle(&mut self, io: &mut Io<'_>) {
         self.wanted = false;
         let tickets = core::mem::take(&mut self.tickets);
-        let cycle = Cycle::start(io, self.open, self.dirty_since.take(), tickets);
+        let edits = core::mem::take(&mut self.edits);
+        let cycle = Cycle::start(io, self.open, self.dirty_since.take(), tickets, edits);
         self.open = self.open.next();
         self.cycle = Some(cycle);
     }
@@ -342,59 +401,96 @@ impl Held {
     /// Creates the next head. False if there are no numbers left.
     fn commit(&mut self, io: &mut Io<'_>, release: bool) -> bool {
         let Some(number) = self.head.number.checked_add(1) else { return false };
-        let mut next = Head {
+        let mut head = Head {
             number,
             written_unix_secs: io.unix_secs,
             epoch: self.committed,
             released: release,
-            buffering: self.buffering,
             ..self.head.clone()
         };
-        if let Some(cycle) = &self.cycle {
-            next.epoch = cycle.epoch;
-            for (&page, staged) in &cycle.staged {
-                if staged.empty {
-                    next.pages.remove(&page);
-                } else {
-                    next.pages.insert(page, cycle.epoch);
-                }
-            }
+        if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| self.folded) {
+            checkpoint.put_into(&mut head);
         }
-        self.next = Some(next);
+        if let Some(cycle) = &self.cycle {
+            head.epoch = cycle.epoch;
+            head.tail.extend_from_slice(&cycle.packs);
+            cycle.edits.iter().for_each(|edit| edit.apply(&mut head));
+        }
+        self.next = Some(Next { head, folds: self.folded });
         self.create_next(io);
         true
     }
 
     fn create_next(&mut self, io: &mut Io<'_>) {
-        let next = self.next.as_ref().expect("a commit is under way");
-        let bytes: Arc<[u8]> = next.encode(io.config.crc32c).into();
+        let Next { head, .. } = self.next.as_ref().expect("a commit is under way");
+        let bytes: Arc<[u8]> = head.encode(io.config.crc32c).into();
         io.store.put_bytes += bytes.len() as u64;
         io.start(Task::Commit, Call::Create { key: self.next_key(), bytes });
     }
 
     fn next_key(&self) -> String {
-        let next = self.next.as_ref().expect("a commit is under way");
-        names::head_key(next.volume, next.number)
+        let Next { head, .. } = self.next.as_ref().expect("a commit is under way");
+        names::head_key(head.volume, head.number)
     }
 
     /// The next head is the newest: the image is its.
     fn committed_next(&mut self, io: &mut Io<'_>) {
         self.proved = io.now;
-        let next = self.next.take().expect("a commit is under way");
-        let before = core::mem::replace(&mut self.head, next);
-        if !before.is_claim() {
-            self.superseded.push_back(names::head_key(before.volume, before.number));
+        let Next { head, folds } = self.next.take().expect("a commit is under way");
+        let before = core::mem::replace(&mut self.head, head);
+        self.supersede_heads(&before);
+        if folds {
+            let checkpoint = self.checkpoint.take().expect("it was in the head");
+            self.folded = false;
+            self.tail_bytes -= checkpoint.tail_bytes();
+            for page in checkpoint.finish(&mut self.map, io.config.pages_max) {
+                self.supersede_page(&before, page);
+            }
         }
         if let Some(cycle) = &mut self.cycle {
-            for (page, staged) in core::mem::take(&mut cycle.staged) {
-                if let Some(&epoch) = before.pages.get(&page) {
-                    self.superseded.push_back(names::map_key(before.volume, page, epoch));
-                }
-                self.map.replace(page, staged.content, io.config.pages_max);
+            if !cycle.packs.is_empty() {
+                assert!(cycle.changes.sort(), "a push has each block once");
+                self.map.absorb(&cycle.changes);
             }
+            self.tail_bytes += cycle.data_bytes();
             self.finish_cycle(io);
-        } else {
-            self.released = true;
+        }
+        self.released = self.head.released;
+        self.start_checkpoint(io);
+    }
+
+    /// The head before this one, and those of snapshots that were dropped, are of no more use.
+    fn supersede_heads(&mut self, before: &Head) {
+        let dropped = before.snapshots.iter().map(|snapshot| snapshot.number);
+        let numbers = dropped.chain([before.number]).filter(|number| {
+            let kept = self.head.snapshots.iter().any(|snapshot| snapshot.number == *number);
+            // A claim is never deleted.
+            !kept && *number != before.term
+        });
+        let keys: Vec<_> = numbers.map(|number| names::head_key(before.volume, number)).collect();
+        self.superseded.extend(keys);
+    }
+
+    /// A page has a newer version. Snapshots may need the one before.
+    fn supersede_page(&mut self, before: &Head, page: u32) {
+        let Some(at) = before.pages.get(&page).filter(|at| at.source == 0) else { return };
+        if !self.head.snapshots.iter().any(|snapshot| snapshot.epoch >= at.epoch) {
+            self.superseded.push_back(names::map_key(before.volume, page, at.epoch));
+        }
+    }
+
+    /// Begins to fold the tail into the map pages, if that is worth it.
+    fn start_checkpoint(&mut self, io: &mut Io<'_>) {
+        // The pages' names have the committed epoch, each only once, and only our own.
+        let named = self.head.epoch >= self.next_page_epoch;
+        let long = self.head.tail.len() >= io.config.tail_packs_max;
+        let large = self.tail_bytes >= io.config.tail_bytes_min
+            && self.tail_bytes >= TAIL_RATIO * self.map.checkpoint_bytes();
+        let idle = self.checkpoint.is_none() && !self.detaching && !self.released;
+        if idle && named && (long || large) {
+            self.next_page_epoch = self.head.epoch.next();
+            let checkpoint = Checkpoint::start(&self.head, &mut self.map, self.tail_bytes);
+            self.checkpoint = Some(checkpoint);
         }
     }
 
@@ -438,6 +534,12 @@ impl Held {
             io.out.push_back(Output::PushDone { ticket, committed: false });
         }
     }
+}
+
+fn running(cycle: &mut Option<Cycle>, epoch: Epoch) -> &mut Cycle {
+    let cycle = cycle.as_mut().expect("shards answer a push");
+    assert_eq!(cycle.epoch, epoch, "shards answer the push that runs");
+    cycle
 }
 
 fn fault(result: StoreResult<'_>) -> Fault {

@@ -1,5 +1,11 @@
-//! The map pages in memory, their loads, and the fetches and queries they answer. All of it is
-//! the committed image: a running cycle works on copies.
+//! The committed image: the map pages in memory, what the packs of the tail lay over them, and the
+//! fetches and queries that both answer.
+//!
+//! ```text
+//! live     packs committed since the checkpoint that runs began (or since the last one)
+//! frozen   packs that the checkpoint folds into the pages; empty when none runs
+//! pages    map pages, as far as they are in memory
+//! ```
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
@@ -8,6 +14,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::changes::Changes;
 use super::store::{Call, Fault, Io, Request, Task};
 use super::{Output, PackPart, PackRead, StoreResult};
 use crate::ids::{BLOCK_BYTES, OpId, ShardId};
@@ -39,8 +46,10 @@ pub(super) enum Known {
     Loading,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Map {
+    live: BTreeMap<u32, MapPage>,
+    frozen: BTreeMap<u32, MapPage>,
     /// With the time of the last use, in uses.
     pages: BTreeMap<u32, (Arc<MapPage>, u64)>,
     by_use: BTreeMap<u64, u32>,
@@ -51,31 +60,71 @@ pub(super) struct Map {
 #[derive(Debug, Default)]
 struct Load {
     waiters: Vec<Wanted>,
-    /// The cycle waits, too.
-    cycle: bool,
+    /// The checkpoint waits, too.
+    checkpoint: bool,
     failures: u32,
 }
 
 impl Map {
-    pub(super) fn new() -> Self {
-        Self { pages: BTreeMap::new(), by_use: BTreeMap::new(), uses: 0, loads: BTreeMap::new() }
+    /// Packs of the tail are part of the image from now on.
+    pub(super) fn absorb(&mut self, changes: &Changes) {
+        changes.apply(&mut self.live);
+    }
+
+    /// A checkpoint begins: what lies over the pages now is to be folded into them.
+    pub(super) fn freeze(&mut self) -> Vec<u32> {
+        assert!(self.frozen.is_empty(), "one checkpoint runs at a time");
+        self.frozen = core::mem::take(&mut self.live);
+        self.frozen.keys().copied().collect()
+    }
+
+    /// What the checkpoint folds into a page.
+    pub(super) fn frozen(&self, page: u32) -> Option<&MapPage> {
+        self.frozen.get(&page)
+    }
+
+    /// The checkpoint is committed: the pages have what lay over them.
+    pub(super) fn thaw(&mut self) {
+        self.frozen = BTreeMap::new();
+    }
+
+    /// Bytes of the pages that a checkpoint would write now, as far as they can be guessed.
+    pub(super) fn checkpoint_bytes(&self) -> u64 {
+        let of_page = |(page, over): (&u32, &MapPage)| {
+            let base = self.pages.get(page).map_or(0, |(base, _)| base.encoded_bytes());
+            (over.encoded_bytes() + base) as u64
+        };
+        self.live.iter().map(of_page).sum()
     }
 
     /// Answers a fetch or a query, maybe later.
     pub(super) fn want(&mut self, io: &mut Io<'_>, head: &Head, wanted: Wanted) {
-        match self.find(io, head, wanted.page) {
-            Known::Page(page) => answer(io, &wanted, &page),
-            Known::Loading => self.load(wanted.page).waiters.push(wanted),
+        let Wanted { page, first, count, .. } = wanted;
+        let covered = |over: &BTreeMap<u32, MapPage>| {
+            over.get(&page).is_some_and(|over| over.covers(first, count))
+        };
+        if covered(&self.live) {
+            return self.answer(io, head, &wanted, &MapPage::default());
+        }
+        match self.find(io, head, page) {
+            Known::Page(base) => self.answer(io, head, &wanted, &base),
+            Known::Loading => self.load(page).waiters.push(wanted),
         }
     }
 
-    /// A page for the cycle; if it is on its way, `handle_done` will say so.
-    pub(super) fn want_for_cycle(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Known {
+    /// A page for the checkpoint; if it is on its way, `handle_done` will say so.
+    pub(super) fn want_for_checkpoint(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Known {
         let known = self.find(io, head, page);
         if let Known::Loading = known {
-            self.load(page).cycle = true;
+            self.load(page).checkpoint = true;
         }
         known
+    }
+
+    fn answer(&self, io: &mut Io<'_>, head: &Head, wanted: &Wanted, base: &MapPage) {
+        let over = [self.live.get(&wanted.page), self.frozen.get(&wanted.page)];
+        let layers: Vec<&MapPage> = over.into_iter().flatten().chain([base]).collect();
+        answer(io, head, wanted, &layers);
     }
 
     /// A commit has made this the page; `None`: it is not in memory, or all zeroes.
@@ -88,7 +137,7 @@ impl Map {
         }
     }
 
-    /// The end of a load. Gives the page back if the cycle waits for it.
+    /// The end of a load. Gives the page back if the checkpoint waits for it.
     pub(super) fn handle_done(
         &mut self,
         io: &mut Io<'_>,
@@ -96,17 +145,19 @@ impl Map {
         request: Request,
         result: StoreResult<'_>,
     ) -> Option<(u32, Arc<MapPage>)> {
-        let Task::LoadPage { page, epoch } = request.task else {
+        let Task::LoadPage { page, at } = request.task else {
             unreachable!("only loads come here")
         };
-        if head.pages.get(&page) != Some(&epoch) {
+        if head.pages.get(&page) != Some(&at) {
             // Superseded, and maybe deleted, while it was on its way.
             return self.reload(io, head, page);
         }
         let content = match result {
             StoreResult::Got(bytes) => {
                 let crc32c = io.config.crc32c;
-                MapPage::decode(bytes, head.volume, page, epoch, crc32c).map_err(|_| Fault::WRONG)
+                let volumes = head.volumes();
+                MapPage::decode(bytes, (&volumes, at.source), page, at.epoch, crc32c)
+                    .map_err(|_| Fault::WRONG)
             }
             StoreResult::Failed { transient, note } => Err(Fault { transient, note: Some(note) }),
             _ => Err(Fault::WRONG),
@@ -115,7 +166,7 @@ impl Map {
             Ok(content) => {
                 let content = Arc::new(content);
                 self.insert(page, content.clone(), io.config.pages_max);
-                self.finish(io, page, content)
+                self.finish(io, head, page, content)
             }
             Err(fault) => {
                 self.fail(io, request, page, fault);
@@ -132,7 +183,7 @@ impl Map {
     }
 
     fn find(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Known {
-        let Some(&epoch) = head.pages.get(&page) else {
+        let Some(&at) = head.pages.get(&page) else {
             return Known::Page(Arc::default());
         };
         if let Some((content, used)) = self.pages.get_mut(&page) {
@@ -144,8 +195,8 @@ impl Map {
         }
         if let Entry::Vacant(slot) = self.loads.entry(page) {
             slot.insert(Load::default());
-            let key = names::map_key(head.volume, page, epoch);
-            io.start(Task::LoadPage { page, epoch }, Call::Get(key));
+            let key = names::map_key(head.volume_of(at.source), page, at.epoch);
+            io.start(Task::LoadPage { page, at }, Call::Get(key));
         }
         Known::Loading
     }
@@ -169,12 +220,13 @@ impl Map {
     fn finish(
         &mut self,
         io: &mut Io<'_>,
+        head: &Head,
         page: u32,
         content: Arc<MapPage>,
     ) -> Option<(u32, Arc<MapPage>)> {
         let load = self.loads.remove(&page).expect("the load that ends is there");
-        load.waiters.iter().for_each(|wanted| answer(io, wanted, &content));
-        load.cycle.then_some((page, content))
+        load.waiters.iter().for_each(|wanted| self.answer(io, head, wanted, &content));
+        load.checkpoint.then_some((page, content))
     }
 
     fn reload(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Option<(u32, Arc<MapPage>)> {
@@ -183,15 +235,15 @@ impl Map {
             Some(_) => self.pages.get(&page).map(|(content, _)| content.clone()),
         };
         if let Some(content) = current {
-            return self.finish(io, page, content);
+            return self.finish(io, head, page, content);
         }
-        let epoch = head.pages[&page];
-        let key = names::map_key(head.volume, page, epoch);
-        io.start(Task::LoadPage { page, epoch }, Call::Get(key));
+        let at = head.pages[&page];
+        let key = names::map_key(head.volume_of(at.source), page, at.epoch);
+        io.start(Task::LoadPage { page, at }, Call::Get(key));
         None
     }
 
-    /// The cycle waits for ever, clients do not.
+    /// The checkpoint waits for ever, clients do not.
     fn fail(&mut self, io: &mut Io<'_>, request: Request, page: u32, fault: Fault) {
         let load = self.load(page);
         load.failures += 1;
@@ -199,7 +251,7 @@ impl Map {
             load.failures = 0;
             load.waiters.drain(..).for_each(|wanted| refuse(io, &wanted));
         }
-        if load.cycle || !load.waiters.is_empty() {
+        if load.checkpoint || !load.waiters.is_empty() {
             io.again(request, fault);
         } else {
             io.store.note(io.now, request.task, fault);
@@ -218,21 +270,21 @@ pub(super) fn refuse(io: &mut Io<'_>, wanted: &Wanted) {
     });
 }
 
-fn answer(io: &mut Io<'_>, wanted: &Wanted, page: &MapPage) {
+fn answer(io: &mut Io<'_>, head: &Head, wanted: &Wanted, layers: &[&MapPage]) {
     let &Wanted { shard, op, first, count, .. } = wanted;
+    let found = MapPage::look_through(layers, first, count);
     if wanted.query {
         let mut data = vec![false; count.into()];
-        for piece in page.lookup(first, count).filter(|piece| piece.data.is_some()) {
+        for piece in found.iter().filter(|piece| piece.data.is_some()) {
             let at = usize::from(piece.first - first);
             data[at..at + usize::from(piece.count)].fill(true);
         }
         io.out.push_back(Output::QueryAnswer { shard, op, data });
         return;
     }
-    let pieces =
-        page.lookup(first, count).filter_map(|piece| Some((piece.data?, piece.first - first)));
+    let pieces = found.iter().filter_map(|piece| Some((piece.data?, piece.first - first)));
     let reads = plan(pieces.collect(), |data| {
-        names::pack_key(io.config.uuid, data.pack.epoch, data.pack.n)
+        names::pack_key(head.volume_of(data.pack.source), data.pack.epoch, data.pack.n)
     });
     io.out.push_back(Output::FetchPlan { shard, op, count, reads });
 }
@@ -260,10 +312,10 @@ fn plan(mut pieces: Vec<(Data<'_>, u16)>, key: impl Fn(&Data<'_>) -> String) -> 
             })
             .collect();
         start += parts.len();
-        let page = u64::from(begin.pack.header_pages) + u64::from(begin.offset);
         reads.push(PackRead {
             key: key(&begin),
-            offset: page * BLOCK_BYTES as u64,
+            offset: u64::from(begin.pack.header_bytes)
+                + u64::from(begin.offset) * BLOCK_BYTES as u64,
             len: u32::from(end - begin.offset) * BLOCK_BYTES as u32,
             parts,
         });
@@ -281,7 +333,7 @@ mod tests {
     fn reads_join_over_small_gaps_in_one_pack() {
         let crcs = [7; 4];
         let data = |n, offset, count: usize| Data {
-            pack: PackRef { epoch: Epoch(1), n, header_pages: 2 },
+            pack: PackRef { source: 0, epoch: Epoch(1), n, header_bytes: 76 },
             offset,
             crcs: &crcs[..count],
         };
@@ -297,13 +349,13 @@ mod tests {
             .iter()
             .map(|read| {
                 let parts: Vec<_> = read.parts.iter().map(|part| (part.at, part.first)).collect();
-                (read.key.as_str(), read.offset / 4096, read.len / 4096, parts)
+                (read.key.as_str(), (read.offset - 76) / 4096, read.len / 4096, parts)
             })
             .collect();
         let expected = [
-            ("0", 12, 5, vec![(0, 2), (1, 30)]),
-            ("1", 32, 12, vec![(0, 8), (10, 0)]),
-            ("1", 53, 1, vec![(0, 20)]),
+            ("0", 10, 5, vec![(0, 2), (1, 30)]),
+            ("1", 30, 12, vec![(0, 8), (10, 0)]),
+            ("1", 51, 1, vec![(0, 20)]),
         ];
         assert_eq!(shape, expected);
     }

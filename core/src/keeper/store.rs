@@ -6,8 +6,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::{BatchHandle, Config, Failure, Output, StoreOp};
-use crate::ids::{Epoch, VolumeId};
+use crate::ids::VolumeId;
 use crate::time::{Duration, Instant};
+use crate::wire::head::PageRef;
 
 /// What an operation is for: says who hears of its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,10 +25,12 @@ pub(super) enum Task {
     VerifyClaim,
     /// Cycle: a pack.
     PutPack { n: u32 },
-    /// Cycle: a map page.
+    /// Checkpoint: a map page.
     PutPage { page: u32 },
-    /// A map page, for fetches or the cycle.
-    LoadPage { page: u32, epoch: Epoch },
+    /// A map page, for fetches or the checkpoint.
+    LoadPage { page: u32, at: PageRef },
+    /// The header of a pack of the tail, by its place there.
+    LoadTail { at: usize },
     /// The next head.
     Commit,
     /// What became of the next head.
@@ -48,6 +51,7 @@ impl Task {
             Self::PutPack { .. } => "put pack",
             Self::PutPage { .. } => "put map page",
             Self::LoadPage { .. } => "read map page",
+            Self::LoadTail { .. } => "read pack",
             Self::Delete => "delete",
         }
     }
@@ -57,8 +61,17 @@ impl Task {
 #[derive(Clone, Debug)]
 pub(super) enum Call {
     Get(String),
-    Put { key: String, meta: Arc<[u8]>, batches: Vec<BatchHandle> },
-    Create { key: String, bytes: Arc<[u8]> },
+    /// So many of the first bytes.
+    GetFirst(String, u32),
+    Put {
+        key: String,
+        meta: Arc<[u8]>,
+        batches: Vec<BatchHandle>,
+    },
+    Create {
+        key: String,
+        bytes: Arc<[u8]>,
+    },
     List(String),
     Delete(String),
 }
@@ -187,7 +200,8 @@ impl Store {
         self.next += 1;
         let op = StoreOp(self.next);
         out.push_back(match request.call.clone() {
-            Call::Get(key) => Output::Get { op, key },
+            Call::Get(key) => Output::Get { op, key, first: None },
+            Call::GetFirst(key, bytes) => Output::Get { op, key, first: Some(bytes) },
             Call::Put { key, meta, batches } => Output::Put { op, key, meta, batches },
             Call::Create { key, bytes } => Output::Create { op, key, bytes },
             Call::List(prefix) => Output::List { op, prefix },

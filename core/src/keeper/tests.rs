@@ -10,6 +10,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::*;
+use crate::event::{Buffering, Mode};
 use crate::limits::{BATCH_BLOCKS_MAX, MAP_PAGE_BLOCKS};
 use crate::wire::frame::tests::crc32c;
 use crate::wire::map_page::MapPage;
@@ -59,7 +60,7 @@ struct Object {
 
 #[derive(Clone, Debug)]
 enum Effect {
-    Get(String),
+    Get(String, Option<u32>),
     Put(String, Object),
     Create(String, Object),
     List(String),
@@ -91,7 +92,7 @@ struct Pending {
 /// A shard as the keeper sees it.
 #[derive(Default)]
 struct ModelShard {
-    buffering: Buffering,
+    settings: Option<(Mode, Buffering, bool)>,
     open_epoch: u64,
     open: BTreeMap<usize, Block>,
     closed: BTreeMap<usize, Block>,
@@ -130,6 +131,7 @@ struct Server {
     fenced: bool,
     released: bool,
     done: Vec<(u64, bool)>,
+    refusals: Vec<(u64, EditError)>,
     fetches: BTreeMap<u32, (u32, u16, u16)>,
     next_fetch: u32,
     fetched: u32,
@@ -173,7 +175,13 @@ impl World {
     }
 
     fn config(&self, seed: u64) -> Config {
-        Config { pages_max: 2, puts_max: 2, ..Config::new(VOLUME, SHARDS, crc32c, seed) }
+        Config {
+            pages_max: 2,
+            puts_max: 2,
+            tail_packs_max: 3,
+            tail_bytes_min: [0, 1 << 20][seed as usize % 2],
+            ..Config::new(VOLUME, SHARDS, crc32c, seed)
+        }
     }
 
     fn add(&mut self) -> usize {
@@ -194,6 +202,7 @@ impl World {
             fenced: false,
             released: false,
             done: Vec::new(),
+            refusals: Vec::new(),
             fetches: BTreeMap::new(),
             next_fetch: 0,
             fetched: 0,
@@ -258,7 +267,7 @@ impl World {
     fn carry_out(&mut self, s: usize, output: Output) {
         let server = &mut self.servers[s];
         let effect = match output {
-            Output::Get { op, key } => (op, Effect::Get(key)),
+            Output::Get { op, key, first } => (op, Effect::Get(key, first)),
             Output::List { op, prefix } => (op, Effect::List(prefix)),
             Output::Delete { op, key } => (op, Effect::Delete(key)),
             Output::Put { op, key, meta, batches } => {
@@ -321,6 +330,7 @@ impl World {
                 server.fetches.remove(&op.slot).expect("one answer");
             }
             Output::PushDone { ticket, committed } => server.done.push((ticket, committed)),
+            Output::EditRefused { ticket, why } => server.refusals.push((ticket, why)),
             Output::Fenced { .. } => (server.over, server.fenced) = (true, true),
             Output::Released => (server.over, server.released) = (true, true),
             other => panic!("not for here: {other:?}"),
@@ -394,7 +404,9 @@ impl World {
                     shard.to_keeper.push_back(FromShard::Mail(ToKeeper::Dirtied { volume }));
                 }
             }
-            ToShard::Buffering { buffering, .. } => shard.buffering = buffering,
+            ToShard::Settings { mode, buffering, pinned, .. } => {
+                shard.settings = Some((mode, buffering, pinned));
+            }
             ToShard::Freeze { next, .. } => {
                 assert!(shard.closed.is_empty(), "one push at a time");
                 let epoch = Epoch(shard.open_epoch);
@@ -550,8 +562,11 @@ impl World {
 
     fn take_place(&mut self, i: usize) -> Answer {
         match self.pending[i].effect.clone() {
-            Effect::Get(key) => match self.objects.get(&key) {
-                Some(object) => Answer::Got(object.meta.clone()),
+            Effect::Get(key, first) => match self.objects.get(&key) {
+                Some(object) => {
+                    let len = first.map_or(object.meta.len(), |first| first as usize);
+                    Answer::Got(object.meta[..len].to_vec())
+                }
                 None => Answer::NotFound,
             },
             Effect::Put(key, object) => {
@@ -602,6 +617,11 @@ impl World {
         self.last_number = head.number;
         let expected = self.images.get(&head.epoch).expect("only complete cuts are committed");
         assert!(image == *expected, "the image of head {} is not its cut", head.number);
+        for snapshot in &head.snapshots {
+            let (kept, image) = read_head(&self.objects, snapshot.number);
+            assert_eq!((kept.epoch, kept.blocks), (snapshot.epoch, snapshot.blocks));
+            assert!(image == self.images[&snapshot.epoch], "snapshot {}", snapshot.name);
+        }
         // Whoever was attached last owns the newest head.
         let owner = self
             .servers
@@ -692,13 +712,19 @@ fn read_image(objects: &BTreeMap<String, Object>) -> (Head, Vec<Block>) {
         })
         .max()
         .expect("there is always a head");
+    read_head(objects, number)
+}
+
+/// A head and its image.
+fn read_head(objects: &BTreeMap<String, Object>, number: u32) -> (Head, Vec<Block>) {
     let bytes = &objects[&names::head_key(VOLUME, number)].meta;
     let head = Head::decode(bytes, VOLUME, number, crc32c).unwrap();
     let mut image = vec![0; head.blocks as usize];
     let mut headers = BTreeMap::new();
-    for (&page, &epoch) in &head.pages {
-        let object = objects.get(&names::map_key(VOLUME, page, epoch)).expect("no page is missing");
-        let map = MapPage::decode(&object.meta, VOLUME, page, epoch, crc32c).unwrap();
+    for (&page, &at) in &head.pages {
+        let key = names::map_key(VOLUME, page, at.epoch);
+        let object = objects.get(&key).expect("no page is missing");
+        let map = MapPage::decode(&object.meta, (&[VOLUME], 0), page, at.epoch, crc32c).unwrap();
         assert!(!map.is_empty());
         for piece in map.lookup(0, MAP_PAGE_BLOCKS as u16) {
             let Some(data) = piece.data else { continue };
@@ -707,8 +733,8 @@ fn read_image(objects: &BTreeMap<String, Object>) -> (Head, Vec<Block>) {
             let header = headers
                 .entry(key)
                 .or_insert_with(|| pack::Header::decode(&object.meta, crc32c).unwrap());
-            assert_eq!(header.pages(), data.pack.header_pages);
-            assert_eq!(object.meta.len(), usize::from(header.pages()) * 4096);
+            assert_eq!(header.bytes(), data.pack.header_bytes);
+            assert_eq!(object.meta.len(), usize::from(header.bytes()));
             for (i, &crc) in data.crcs.iter().enumerate() {
                 let at = usize::from(data.offset) + i;
                 let block = object.blocks[at];
@@ -719,11 +745,25 @@ fn read_image(objects: &BTreeMap<String, Object>) -> (Head, Vec<Block>) {
             }
         }
     }
+    for tail in &head.tail {
+        let object = &objects[&names::pack_key(VOLUME, tail.epoch, tail.n)];
+        let header = pack::Header::decode(&object.meta, crc32c).unwrap();
+        assert_eq!((header.epoch, header.n), (tail.epoch, tail.n));
+        assert_eq!(header.bytes(), tail.header_bytes);
+        let mut data = object.blocks.iter();
+        for run in &header.runs {
+            for i in 0..run.count {
+                let at = (run.object * OBJECT_BLOCKS) as usize + usize::from(run.first + i);
+                image[at] = if run.zero { 0 } else { *data.next().unwrap() };
+            }
+        }
+        assert!(data.next().is_none());
+    }
     (head, image)
 }
 
 fn pack_block(header: &pack::Header, mut at: usize) -> usize {
-    for run in &header.runs {
+    for run in header.runs.iter().filter(|run| !run.zero) {
         if at < usize::from(run.count) {
             return (run.object * OBJECT_BLOCKS) as usize + usize::from(run.first) + at;
         }
@@ -742,6 +782,7 @@ fn random_work_with_faults_and_crashes() {
         let s = world.add();
         world.attach(s, false);
         let mut tickets = 0;
+        let mut snapshots: Vec<String> = Vec::new();
         for _ in 0..3000 {
             match world.rng.below(1000) {
                 0..30 if world.serves(s) => world.write_some(s),
@@ -754,6 +795,22 @@ fn random_work_with_faults_and_crashes() {
                     world.feed(s, Input::Shard(ShardId(1), mail));
                 }
                 36..60 if world.serves(s) => world.fetch(s),
+                62..64 if world.serves(s) => {
+                    tickets += 1;
+                    let oldest = snapshots.first().cloned();
+                    let edit = match oldest.filter(|_| snapshots.len() > 2) {
+                        Some(name) => {
+                            snapshots.remove(0);
+                            Edit::DropSnapshot(name)
+                        }
+                        None => {
+                            let name = alloc::format!("s{tickets}");
+                            snapshots.push(name.clone());
+                            Edit::Snapshot(name)
+                        }
+                    };
+                    world.feed(s, Input::Edit { edit: &edit, ticket: tickets });
+                }
                 60..62 => {
                     let content = world.content(s);
                     world.attach(s, false);
@@ -774,6 +831,103 @@ fn random_work_with_faults_and_crashes() {
         fetched += world.servers[s].fetched;
     }
     assert!(fetched > 100, "fetches are answered: {fetched}");
+}
+
+/// A snapshot is the cut that its edit made, whatever is written, folded and dropped after it;
+/// dropped, nothing is left of its head.
+#[test]
+fn a_snapshot_stays_what_it_was() {
+    let mut world = World::new(21);
+    let s = world.add();
+    world.attach(s, false);
+    let edit = |world: &mut World, edit: Edit, ticket| {
+        world.feed(s, Input::Edit { edit: &edit, ticket });
+        world.run_until(|world| world.servers[s].done.contains(&(ticket, true)));
+    };
+    for at in 0..100 {
+        world.write(s, at, 7);
+    }
+    edit(&mut world, Edit::Snapshot("a".into()), 1);
+    let snapshot = world.newest().snapshots[0].clone();
+    for ticket in 2..12 {
+        for at in 0..100 {
+            world.write(s, at * 3, ticket);
+        }
+        world.push(s, ticket);
+    }
+    world.run_until(|world| world.pending.is_empty());
+    let (kept, image) = read_head(&world.objects, snapshot.number);
+    assert_eq!(kept.snapshots.last(), Some(&snapshot), "a snapshot knows itself");
+    assert!(image[..100].iter().all(|&block| block == 7) && image[100] == 0);
+    assert!(world.newest().pages.values().all(|at| at.epoch > snapshot.epoch), "it was folded");
+    edit(&mut world, Edit::MarkSnapshot { name: "a".into(), deleting: true }, 20);
+    assert!(world.newest().snapshots[0].deleting);
+    edit(&mut world, Edit::DropSnapshot("a".into()), 21);
+    world.run_until(|world| world.pending.is_empty());
+    assert!(!world.objects.contains_key(&names::head_key(VOLUME, snapshot.number)));
+}
+
+#[test]
+fn an_edit_that_cannot_be_is_refused() {
+    let mut world = World::new(22);
+    let s = world.add();
+    world.attach(s, false);
+    let number = world.newest().number;
+    let long = Settings { description: "x".repeat(2000), ..Settings::default() };
+    for (edit, why) in [
+        (Edit::Snapshot("a/b".into()), EditError::Name),
+        (Edit::Name(String::new()), EditError::Name),
+        (Edit::DropSnapshot("a".into()), EditError::NoSnapshot),
+        (
+            Edit::Settings(long),
+            EditError::Settings("a description has at most 1024 bytes, on one line"),
+        ),
+    ] {
+        world.feed(s, Input::Edit { edit: &edit, ticket: 5 });
+        assert_eq!(world.servers[s].refusals.pop(), Some((5, why)));
+    }
+    assert_eq!(world.newest().number, number);
+    // Those under way count.
+    let edit = Edit::Snapshot("a".into());
+    world.feed(s, Input::Edit { edit: &edit, ticket: 6 });
+    world.feed(s, Input::Edit { edit: &edit, ticket: 7 });
+    assert_eq!(world.servers[s].refusals.pop(), Some((7, EditError::SnapshotExists)));
+}
+
+/// What cannot be read of the newest packs is not guessed.
+#[test]
+fn a_damaged_tail_is_refused() {
+    let mut world = World::new(23);
+    let s = world.add();
+    world.attach(s, false);
+    world.write(s, 5, 1);
+    world.push(s, 1);
+    let pack = world.newest().tail[0];
+    let key = names::pack_key(VOLUME, pack.epoch, pack.n);
+    let good = world.objects[&key].clone();
+    world.objects.get_mut(&key).unwrap().meta[70] ^= 1;
+    world.last_number = 0;
+    world.start(s, false);
+    let blind = |world: &mut World| {
+        while !world.servers[s].over {
+            world.now = world.now + Duration::from_secs(1);
+            world.feed(s, Input::Tick);
+            for i in (0..world.pending.len()).rev() {
+                let answer = world.take_place(i);
+                let Pending { server, life, op, .. } = world.pending.swap_remove(i);
+                world.answer(server, life, op, answer);
+            }
+        }
+        world.servers[s].refused.take().unwrap()
+    };
+    let refusal = blind(&mut world);
+    assert!(matches!(&refusal, Refusal::Corrupt { key: found, .. } if *found == key), "{refusal}");
+    world.objects.remove(&key);
+    world.start(s, false);
+    assert_eq!(blind(&mut world), Refusal::Missing { key: key.clone() });
+    world.objects.insert(key, good);
+    world.attach(s, false);
+    assert_eq!(world.content(s)[5], 1);
 }
 
 #[test]
@@ -980,6 +1134,10 @@ fn overwritten_and_zeroed_blocks_leave_pages_and_heads_behind_to_be_deleted() {
     world.write(s, 6, 66);
     world.push(s, 6);
     world.run_until(|world| world.pending.is_empty());
+    // Folded into the pages by now or soon.
+    world.write(s, 7, 77);
+    world.push(s, 7);
+    world.run_until(|world| world.pending.is_empty());
     let kinds = |kind: &str| world.objects.keys().filter(|key| key.contains(kind)).count();
     // Heads: the first, the claim, the newest. Map pages: the second one is all zeroes.
     assert_eq!((kinds("/head/"), kinds("/map/")), (3, 1));
@@ -1015,23 +1173,24 @@ fn pressure_starts_a_push_at_once() {
 }
 
 #[test]
-fn what_stays_in_ram_is_committed_and_known_to_the_next_owner() {
+fn settings_are_committed_and_known_to_the_next_owner() {
     let mut world = World::new(12);
     let s = world.add();
     world.attach(s, false);
     let number = world.newest().number;
     let buffering = Buffering { reads: true, writes: false };
+    let settings = Settings { mode: Mode::Ram, buffering, pinned: true, ..Settings::default() };
+    let edit = Edit::Settings(settings.clone());
     for ticket in [1, 2] {
-        world.feed(s, Input::SetBuffering { buffering, ticket });
+        world.feed(s, Input::Edit { edit: &edit, ticket });
         world.run_until(|world| world.servers[s].done.contains(&(ticket, true)));
         let head = world.newest();
-        assert_eq!((head.buffering, head.number), (buffering, number + 1), "once is enough");
+        assert_eq!((&head.settings, head.number), (&settings, number + 1), "once is enough");
     }
     world.attach(s, false);
-    assert_eq!(world.servers[s].attached.as_ref().unwrap().buffering, buffering);
-    world.run_until(|world| {
-        world.servers[s].shards.iter().all(|shard| shard.buffering == buffering)
-    });
+    assert_eq!(world.servers[s].attached.as_ref().unwrap().settings, settings);
+    let told = Some((Mode::Ram, buffering, true));
+    world.run_until(|world| world.servers[s].shards.iter().all(|shard| shard.settings == told));
 }
 
 /// With the store gone, a miss fails after some attempts, and the push goes on for ever.

@@ -31,7 +31,7 @@ impl Shard<'_> {
             ToShard::Attach { volume, object_shift, blocks, open, committed } => {
                 self.attach(volume, object_shift, blocks, open, committed);
             }
-            ToShard::Buffering { volume, buffering } => {
+            ToShard::Settings { volume, buffering, .. } => {
                 if let Some(index) = self.volume_index(volume) {
                     self.volumes[index].buffering = buffering;
                 }

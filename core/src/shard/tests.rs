@@ -10,7 +10,7 @@ mod handover;
 use super::read::Source;
 use super::*;
 use crate::counters::{Counts, Scrubbed};
-use crate::event::{Advice, Buffering, Reply, Request, RequestKind, ToKeeper, ToShard};
+use crate::event::{Advice, Buffering, Mode, Reply, Request, RequestKind, ToKeeper, ToShard};
 use crate::ids::{BLOCK_BYTES, Epoch};
 use crate::policy::Policy;
 use crate::recovery::RegionLayout;
@@ -89,7 +89,12 @@ impl<'a> World<'a> {
     }
 
     fn set(&mut self, reads: bool, writes: bool) {
-        self.mail(ToShard::Buffering { volume: VOLUME, buffering: Buffering { reads, writes } });
+        self.mail(ToShard::Settings {
+            volume: VOLUME,
+            mode: Mode::WriteBack,
+            buffering: Buffering { reads, writes },
+            pinned: false,
+        });
     }
 
     fn tell(&mut self, input: Input<'_>) {

@@ -102,11 +102,6 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Where the next field begins.
-    pub(crate) fn at(&self) -> usize {
-        self.at
-    }
-
     pub(crate) fn slice(&mut self, len: usize) -> Result<&'a [u8], FormatError> {
         let rest = &self.bytes[self.at..];
         let slice = rest.get(..len).ok_or(FormatError::Short { at: self.at })?;

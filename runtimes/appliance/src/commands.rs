@@ -11,12 +11,13 @@ use crate::api::{
 use crate::cli::{CacheCommand, StoreArgs, VolumeCommand};
 use crate::client::{Bar, Server};
 use crate::lines;
-use crate::server::{new_volume, set_stored_buffering};
+use crate::server::{new_volume, set_stored};
 use crate::setting::Setting;
 use crate::settings::Common;
 use crate::show;
 use crate::size::Size;
 use heeler_core::event::Buffering;
+use heeler_core::wire::head::Settings;
 use heeler_store::{Place, Store, volumes};
 
 /// `heeler status`.
@@ -86,7 +87,8 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
                     buffered_write: buffering.writes,
                 })?,
                 Target::Store(store) => {
-                    let new = new_volume(name, size.0, object_size.0, buffering)?;
+                    let settings = Settings { buffering, ..Settings::default() };
+                    let new = new_volume(name, size.0, object_size.0, settings)?;
                     run(volumes::create(&store, &new))?.map_err(|e| e.to_string())?;
                 }
             }
@@ -156,7 +158,7 @@ fn set(
         Target::Server(mut server) => {
             server.ask(&Request::VolumeSet { name: name.into(), settings: settings.into() })?
         }
-        Target::Store(store) => run(set_stored_buffering(&store, name, settings))??,
+        Target::Store(store) => run(set_stored(&store, name, settings))??,
     }
     println!("volume {name} is set");
     Ok(())

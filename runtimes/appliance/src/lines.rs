@@ -49,8 +49,8 @@ pub(crate) fn of_info(name: &str, info: &Info) -> VolumeInfo {
         stored_bytes: info.bytes,
         packs: info.packs,
         pack_bytes: info.pack_bytes,
-        buffered_read: info.head.buffering.reads,
-        buffered_write: info.head.buffering.writes,
+        buffered_read: info.head.settings.buffering.reads,
+        buffered_write: info.head.settings.buffering.writes,
         ..VolumeInfo::default()
     }
 }

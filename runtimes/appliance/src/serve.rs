@@ -14,9 +14,9 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use heeler_core::event::Buffering;
 use heeler_core::ids::VolumeId;
 use heeler_core::lending::Lending;
+use heeler_core::wire::head;
 use heeler_core::wire::names::Uuid;
 use heeler_driver::control::{self as driver, Control, Logged, Setup, VolumeStatus};
 use heeler_driver::start::{CacheDevice, Plan};
@@ -211,7 +211,7 @@ async fn find_volumes(server: Rc<Server>, takeover: bool) -> String {
 
 async fn create_first(store: &Store) -> Result<(), StoreError> {
     let (name, size) = FIRST_VOLUME;
-    let new = new_volume(name, size, 4 << 20, Buffering::default()).expect("a sound volume");
+    let new = new_volume(name, size, 4 << 20, head::Settings::default()).expect("a sound volume");
     match volumes::create(store, &new).await {
         Ok(_) => {
             log::info!("the store had no volume: made {name} of {}", Size(size));

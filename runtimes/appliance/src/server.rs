@@ -16,9 +16,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use heeler_core::counters::Counts;
 use heeler_core::event::Buffering;
 use heeler_core::ids::VolumeId;
+use heeler_core::keeper::Edit;
 use heeler_core::mailbox::Parker;
 use heeler_core::policy::Policy;
 use heeler_core::time::Instant;
+use heeler_core::wire::head::{Head, Settings};
 use heeler_core::wire::names::Uuid;
 use heeler_core::wire::superblock::VolumeTable;
 use heeler_driver::control::{Control, Event, TableIo, Ticket, VolumeStatus};
@@ -226,6 +228,7 @@ impl Server {
             Event::Pushed { ticket, .. }
             | Event::Report { ticket, .. }
             | Event::Quiet { ticket }
+            | Event::EditRefused { ticket, .. }
             | Event::Detached { ticket, .. }
             | Event::Dirty { ticket, .. }
             | Event::Salvaged { ticket, .. } => *ticket,
@@ -308,9 +311,9 @@ impl Server {
             let dirty = dirty_of(&self.report_shards().await, status.number);
             lines::better(&mut info.line, &status, Some(dirty));
             let since = status.keeper.dirty_since.map_or(0, |since| (self.now() - since).0);
-            if let Some(buffering) = status.buffering {
-                info.buffered_read = buffering.reads;
-                info.buffered_write = buffering.writes;
+            if let Some(settings) = &status.settings {
+                info.buffered_read = settings.buffering.reads;
+                info.buffered_write = settings.buffering.writes;
             }
             info.push = Some(lines::push_info(&status, since / 1_000_000_000));
             if status.is_stranded() {
@@ -320,18 +323,25 @@ impl Server {
         Ok(info)
     }
 
-    /// Changes what stays in RAM: here at once, and in the store.
-    async fn set_buffering(&self, name: &str, settings: &[Setting]) -> Result<(), String> {
+    /// Changes a volume's settings: here at once, and in the store.
+    async fn set(&self, name: &str, changes: &[Setting]) -> Result<(), String> {
         let served = self.find(name).filter(VolumeStatus::is_served);
-        let Some((volume, now)) = served.and_then(|status| Some((status.uuid, status.buffering?)))
+        let Some((volume, now)) = served.and_then(|status| Some((status.uuid, status.settings?)))
         else {
-            return set_stored_buffering(&self.store, name, settings).await;
+            return set_stored(&self.store, name, changes).await;
         };
-        let next = Setting::apply(settings, now);
-        let ticket = self.control.borrow_mut().set_buffering(self.now(), volume, next);
+        let mut next = now;
+        Setting::apply(changes, &mut next);
+        self.edit(volume, name, &Edit::Settings(next)).await
+    }
+
+    /// Changes a volume that this server serves; done when the store has it.
+    pub(crate) async fn edit(&self, volume: Uuid, name: &str, edit: &Edit) -> Result<(), String> {
+        let ticket = self.control.borrow_mut().edit(self.now(), volume, edit);
         let ticket = ticket.ok_or_else(|| format!("volume '{name}' was removed"))?;
         match self.wait_for(ticket).await {
             Ok(Event::Pushed { committed: true, .. }) => Ok(()),
+            Ok(Event::EditRefused { why, .. }) => Err(format!("volume '{name}': {why}")),
             _ => Err(format!("volume '{name}' was lost before the store had the change")),
         }
     }
@@ -629,12 +639,11 @@ impl Server {
                 buffered_write: writes,
             } => {
                 let buffering = Buffering { reads, writes };
-                let new = new_volume(&name, size_bytes, object_bytes, buffering)?;
+                let settings = Settings { buffering, ..Settings::default() };
+                let new = new_volume(&name, size_bytes, object_bytes, settings)?;
                 done(&self.create(&new).await?)
             }
-            Request::VolumeSet { name, settings } => {
-                done(&self.set_buffering(&name, &settings).await?)
-            }
+            Request::VolumeSet { name, settings } => done(&self.set(&name, &settings).await?),
             Request::VolumeScrub { name } => done(&self.scrub(&name, out).await?),
             Request::VolumeAttach { name, takeover } => done(&self.attach(&name, takeover).await?),
             Request::VolumeDetach { name } => done(&self.detach(&name, out).await?),
@@ -726,14 +735,17 @@ fn done<T: serde::Serialize>(value: &T) -> Answer {
     Answer::Done(serde_json::to_value(value).expect("answers are plain data"))
 }
 
-/// Changes what stays in RAM of a volume that no server has.
-pub(crate) async fn set_stored_buffering(
+/// Changes the settings of a volume that no server has.
+pub(crate) async fn set_stored(
     store: &Store,
     name: &str,
-    settings: &[Setting],
+    changes: &[Setting],
 ) -> Result<(), String> {
-    let change = |now| Setting::apply(settings, now);
-    let set = volumes::set_buffering(store, name, unix_secs(), change).await;
+    let change = |head: &mut Head| {
+        Setting::apply(changes, &mut head.settings);
+        head.settings.check().map_err(VolumeError::Settings)
+    };
+    let set = volumes::edit(store, name, unix_secs(), change).await;
     set.map_err(|e| match e {
         VolumeError::InUse { name, host, .. } => format!(
             "volume '{name}' belongs to a server on '{host}': set it there (name its data \
@@ -748,7 +760,7 @@ pub(crate) fn new_volume(
     name: &str,
     size: u64,
     object: u64,
-    buffering: Buffering,
+    settings: Settings,
 ) -> Result<NewVolume<'_>, String> {
     if size == 0 || !size.is_multiple_of(bytes(1)) {
         return Err(format!("{size} bytes: the size must be a multiple of 4096, and not 0"));
@@ -758,7 +770,7 @@ pub(crate) fn new_volume(
     }
     let object_shift = object.trailing_zeros() as u8;
     let blocks = size / bytes(1);
-    Ok(NewVolume { name, blocks, object_shift, unix_secs: unix_secs(), buffering })
+    Ok(NewVolume { name, blocks, object_shift, unix_secs: unix_secs(), settings })
 }
 
 /// All shards, in order.

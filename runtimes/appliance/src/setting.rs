@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use heeler_core::event::Buffering;
+use heeler_core::wire::head::Settings;
 use serde::{Deserialize, Serialize};
 
 /// On or off.
@@ -34,12 +34,14 @@ pub(crate) enum Setting {
 }
 
 impl Setting {
-    /// What stays in RAM after these changes, the last of them counting most.
-    pub(crate) fn apply(settings: &[Self], before: Buffering) -> Buffering {
-        settings.iter().fold(before, |now, setting| match *setting {
-            Self::BufferedRead(reads) => Buffering { reads, ..now },
-            Self::BufferedWrite(writes) => Buffering { writes, ..now },
-        })
+    /// Makes these changes, the last of them counting most.
+    pub(crate) fn apply(changes: &[Self], settings: &mut Settings) {
+        for change in changes {
+            match *change {
+                Self::BufferedRead(reads) => settings.buffering.reads = reads,
+                Self::BufferedWrite(writes) => settings.buffering.writes = writes,
+            }
+        }
     }
 }
 
@@ -69,10 +71,9 @@ mod tests {
     fn settings_are_read() {
         assert_eq!("buffered-read=on".parse(), Ok(Setting::BufferedRead(true)));
         let off: Setting = "buffered-write=off".parse().expect("a setting");
-        assert_eq!(
-            Setting::apply(&[Setting::BufferedWrite(true), off], Buffering::default()),
-            Buffering { reads: true, writes: false }
-        );
+        let mut settings = Settings::default();
+        Setting::apply(&[Setting::BufferedWrite(true), off], &mut settings);
+        assert!(settings.buffering.reads && !settings.buffering.writes);
         for (text, why) in [
             ("buffered-write", "NAME=on"),
             ("buffered-write=no", "'no' is neither"),

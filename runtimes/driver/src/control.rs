@@ -23,10 +23,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use heeler_core::event::{Buffering, ToKeeper, ToShard};
+use heeler_core::event::{ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, OpId, ShardId, VolumeId};
 use heeler_core::keeper::{
-    self, BatchHandle, Input, Keeper, Output, PackRead, Refusal, Start, StoreOp, StoreResult,
+    self, BatchHandle, Edit, EditError, Input, Keeper, Output, PackRead, Refusal, Start, StoreOp,
+    StoreResult,
 };
 use heeler_core::lending;
 use heeler_core::policy::Policy;
@@ -222,12 +223,19 @@ pub enum Event {
         /// The blocks; `None`: not all of them can be read.
         bytes: Option<Vec<u8>>,
     },
-    /// The end of [`Control::push`] or [`Control::set_buffering`].
+    /// The end of [`Control::push`] or [`Control::edit`].
     Pushed {
         /// Of the request.
         ticket: Ticket,
         /// Everything that was dirty is in the store; `false`: the volume is not ours (any more).
         committed: bool,
+    },
+    /// The end of [`Control::edit`]: nothing changed.
+    EditRefused {
+        /// Of the request.
+        ticket: Ticket,
+        /// Why.
+        why: EditError,
     },
     /// The answer to [`Control::report`], by core.
     Report {
@@ -525,20 +533,17 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         Some(ticket)
     }
 
-    /// Says what of the volume's data stays in RAM from now on. [`Event::Pushed`] says that the
-    /// store knows it too. `None` if there is no such volume.
-    pub fn set_buffering(
-        &mut self,
-        now: Instant,
-        volume: Uuid,
-        buffering: Buffering,
-    ) -> Option<Ticket> {
+    /// Changes a volume, after a push of everything that is dirty now. [`Event::Pushed`] says that
+    /// it is in the store. `None` if there is no such volume.
+    pub fn edit(&mut self, now: Instant, volume: Uuid, edit: &Edit) -> Option<Ticket> {
         let index = self.index(volume)?;
         let ticket = self.ticket();
-        if let Some(attached) = &mut self.volumes[index].attached {
-            attached.buffering = buffering;
+        if let (Some(attached), Edit::Settings(settings)) =
+            (&mut self.volumes[index].attached, edit)
+        {
+            attached.settings.clone_from(settings);
         }
-        self.feed(now, index, Input::SetBuffering { buffering, ticket: ticket.0 });
+        self.feed(now, index, Input::Edit { edit, ticket: ticket.0 });
         Some(ticket)
     }
 
@@ -715,9 +720,9 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             Output::Remember { nonce, ours } => return Some(self.remember(index, nonce, ours)),
             Output::Attached(attached) => return self.attached(index, attached),
             Output::Refused(refusal) => self.refused(index, &refusal),
-            Output::Get { op, key } => {
+            Output::Get { op, key, first } => {
                 let token = self.keeper_op(index, op);
-                self.store.get(token, &key, None);
+                self.store.get(token, &key, first.map(|first| 0..u64::from(first)));
             }
             Output::Put { op, key, meta, batches } => {
                 let token = self.keeper_op(index, op);
@@ -756,6 +761,9 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                     return next;
                 }
                 self.events.push_back(Event::Pushed { ticket: Ticket(ticket), committed });
+            }
+            Output::EditRefused { ticket, why } => {
+                self.events.push_back(Event::EditRefused { ticket: Ticket(ticket), why });
             }
             Output::Fenced { by } => self.fenced(index, by),
             Output::Released => self.released(index),

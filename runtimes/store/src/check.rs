@@ -1,16 +1,18 @@
-//! The offline check of a volume's image in the store: from the newest head through every map page
-//! to every pack, and in a deep check to every block.
+//! The offline check of a volume's images in the store, that of the newest head and those of its
+//! snapshots: from the head through every map page and the tail to every pack, and in a deep check
+//! to every block.
 //!
 //! Meant for a volume that nobody is writing: what a running owner has put but not committed
 //! looks like orphans.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use heeler_core::ids::{BLOCK_BYTES, Epoch};
+use heeler_core::keeper::Changes;
 use heeler_core::limits::MAP_PAGE_BLOCKS;
-use heeler_core::wire::head::Head;
+use heeler_core::wire::head::{Head, PageRef, TailPack};
 use heeler_core::wire::map_page::{Data, MapPage};
 use heeler_core::wire::names::{self, ObjectName, Uuid};
 use heeler_core::wire::pack::Header;
@@ -24,25 +26,26 @@ use crate::{ErrorKind, Store, StoreError};
 pub struct Report {
     /// The newest head, if it can be read.
     pub head: Option<Head>,
-    /// Map pages that the head names.
+    /// Map pages that the newest head names.
     pub map_pages: u64,
-    /// Blocks that the map says are in packs.
+    /// Blocks that the newest image has in packs.
     pub blocks_mapped: u64,
-    /// Packs with such blocks.
+    /// Packs with blocks of any image.
     pub packs: u64,
     /// Blocks that were read and compared with their checksums (deep check).
     pub blocks_checked: u64,
     /// What is wrong: one line each, at most one for a pack or a map page and kind of damage.
     pub errors: Vec<String>,
-    /// Keys of objects that no image needs.
+    /// Keys of the volume's objects that no image needs.
     pub orphans: Vec<String>,
     /// Their bytes.
     pub orphan_bytes: u64,
 }
 
-/// Checks a volume. `deep` reads every pack and verifies every block; otherwise packs are only
-/// listed, and their lengths compared with what the map says of them. A deep check holds the
-/// checksums of the whole map in memory: 4 bytes for each mapped block and 16 for each stretch.
+/// Checks a volume. `deep` reads every pack and verifies every block; otherwise of packs only those
+/// that the map pages do not know yet are read, of the others the lengths are compared with what
+/// the map says. A deep check holds the checksums of the whole map in memory: 4 bytes for each
+/// mapped block and 16 for each stretch.
 ///
 /// # Errors
 /// When the store fails in a way that says nothing about the image. Damage is no error: it is in
@@ -52,20 +55,30 @@ pub async fn check(store: &Store, volume: Uuid, deep: bool) -> Result<Report, St
         store,
         volume,
         deep,
+        volumes: BTreeSet::new(),
         listed: BTreeMap::new(),
         used: BTreeMap::new(),
-        map_complete: true,
+        pages: BTreeSet::new(),
+        complete: true,
         report: Report::default(),
     };
-    check.list().await?;
+    check.list(volume).await?;
     if let Some(head) = check.newest_head().await? {
         check.older_heads(&head).await?;
-        check.map_pages(&head).await?;
+        check.image(&head, true).await?;
+        for snapshot in &head.snapshots {
+            if let Some(kept) = check.head(snapshot.number).await? {
+                check.image(&kept, false).await?;
+            } else {
+                check.complete = false;
+            }
+        }
+        check.report.packs = check.used.len() as u64;
         check.sizes();
         if deep {
             check.payload(&head).await?;
         }
-        check.orphans(&head);
+        check.orphans();
         check.report.head = Some(head);
     }
     check.report.orphans.sort_unstable();
@@ -76,19 +89,24 @@ struct Check<'a> {
     store: &'a Store,
     volume: Uuid,
     deep: bool,
+    /// Those that have been listed: a clone's image lies in others too.
+    volumes: BTreeSet<Uuid>,
     /// Of each head, map page and pack in the store: its bytes.
-    listed: BTreeMap<ObjectName, u64>,
-    /// What the map needs of each pack, by epoch and number.
-    used: BTreeMap<(Epoch, u32), Use>,
-    /// Every map page could be read, so that a pack in none of them is in use nowhere.
-    map_complete: bool,
+    listed: BTreeMap<(Uuid, ObjectName), u64>,
+    /// What the images need of each pack, by volume, epoch and number.
+    used: BTreeMap<(Uuid, Epoch, u32), Use>,
+    /// Map pages that an image needs.
+    pages: BTreeSet<(Uuid, ObjectName)>,
+    /// Every image could be read to its last stretch, so that what is in none of them is in use
+    /// nowhere.
+    complete: bool,
     report: Report,
 }
 
-/// What the map needs of a pack.
+/// What the images need of a pack.
 #[derive(Default)]
 struct Use {
-    header_pages: u16,
+    header_bytes: u16,
     blocks: u64,
     /// One more than the last block needed.
     end: u16,
@@ -100,6 +118,7 @@ struct Use {
     crcs: Vec<u32>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Stretch {
     /// Number of the first block in the volume.
     first: u64,
@@ -112,16 +131,20 @@ struct Stretch {
 type Fetched = Result<Bytes, String>;
 
 impl Check<'_> {
-    async fn list(&mut self) -> Result<(), StoreError> {
-        for entry in self.store.list(&names::volume_prefix(self.volume)).await? {
+    async fn list(&mut self, volume: Uuid) -> Result<(), StoreError> {
+        if !self.volumes.insert(volume) {
+            return Ok(());
+        }
+        for entry in self.store.list(&names::volume_prefix(volume)).await? {
             match names::parse_key(&entry.key) {
                 Some((_, name)) => {
-                    self.listed.insert(name, entry.bytes);
+                    self.listed.insert((volume, name), entry.bytes);
                 }
-                None => {
+                None if volume == self.volume => {
                     self.report.orphans.push(entry.key);
                     self.report.orphan_bytes += entry.bytes;
                 }
+                None => {}
             }
         }
         Ok(())
@@ -136,15 +159,16 @@ impl Check<'_> {
     }
 
     fn head_numbers(&self) -> Vec<u32> {
-        let number = |name: &ObjectName| match name {
-            ObjectName::Head { number } => Some(*number),
+        let number = |&(volume, name): &(Uuid, ObjectName)| match name {
+            ObjectName::Head { number } if volume == self.volume => Some(number),
             _ => None,
         };
         self.listed.keys().filter_map(number).collect()
     }
 
     async fn head(&mut self, number: u32) -> Result<Option<Head>, StoreError> {
-        let head = self.fetch(ObjectName::Head { number }).await?.and_then(|bytes| {
+        let fetched = self.fetch(self.volume, ObjectName::Head { number }).await?;
+        let head = fetched.and_then(|bytes| {
             Head::decode(&bytes, self.volume, number, CRC32C).map_err(|e| e.to_string())
         });
         Ok(self.note(head, || format!("head {number}")))
@@ -160,7 +184,8 @@ impl Check<'_> {
             ));
         }
         for number in numbers {
-            if number == newest.number {
+            let kept = newest.snapshots.iter().any(|snapshot| snapshot.number == number);
+            if number == newest.number || kept {
                 continue;
             }
             if let Some(head) = self.head(number).await?
@@ -172,32 +197,88 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn map_pages(&mut self, head: &Head) -> Result<(), StoreError> {
-        let wanted: Vec<(u32, Epoch)> = head.pages.iter().map(|(&page, &e)| (page, e)).collect();
-        self.report.map_pages = wanted.len() as u64;
+    /// Goes through one image; `newest`: its blocks are counted.
+    async fn image(&mut self, head: &Head, newest: bool) -> Result<(), StoreError> {
+        for source in &head.sources {
+            self.list(source.volume).await?;
+        }
+        let overlays = self.tail(head).await?;
+        let missing = overlays.keys().filter(|page| !head.pages.contains_key(page));
+        let mut wanted: Vec<(u32, Option<PageRef>)> = missing.map(|page| (*page, None)).collect();
+        wanted.extend(head.pages.iter().map(|(&page, &at)| (page, Some(at))));
         for some in wanted.chunks(FETCHES_MAX) {
-            let fetched: Vec<Fetched> = stream::iter(some)
-                .map(|&(page, epoch)| self.fetch(ObjectName::Map { page, epoch }))
+            let fetched: Vec<Option<Fetched>> = stream::iter(some)
+                .map(async |&(page, at)| {
+                    let Some(PageRef { source, epoch }) = at else { return Ok(None) };
+                    let name = ObjectName::Map { page, epoch };
+                    self.fetch(head.volume_of(source), name).await.map(Some)
+                })
                 .buffered(FETCHES_MAX)
                 .try_collect()
                 .await?;
-            for (&(page, epoch), fetched) in some.iter().zip(fetched) {
-                let map = fetched.and_then(|bytes| {
-                    MapPage::decode(&bytes, self.volume, page, epoch, CRC32C)
-                        .map_err(|e| e.to_string())
-                });
-                let what = || format!("map page {page} of epoch {}", epoch.0);
-                match self.note(map, what) {
-                    Some(map) => self.map_page(head, page, &map),
-                    None => self.map_complete = false,
-                }
+            for (&(page, at), fetched) in some.iter().zip(fetched) {
+                let base = match (at, fetched) {
+                    (Some(at), Some(fetched)) => self.base(head, page, at, fetched),
+                    _ => Some(MapPage::default()),
+                };
+                let Some(base) = base else { continue };
+                let whole = overlays.get(&page).map(|over| base.apply(&over.updates()));
+                self.map_page(head, page, &whole.unwrap_or(base), newest);
             }
         }
-        self.report.packs = self.used.len() as u64;
+        if newest {
+            self.report.map_pages = head.pages.len() as u64;
+        }
         Ok(())
     }
 
-    fn map_page(&mut self, head: &Head, page: u32, map: &MapPage) {
+    /// What the packs of the tail lay over the pages.
+    async fn tail(&mut self, head: &Head) -> Result<BTreeMap<u32, MapPage>, StoreError> {
+        let mut overlays = BTreeMap::new();
+        let mut headers = stream::iter(&head.tail)
+            .map(async |pack| {
+                let range = 0..u64::from(pack.header_bytes);
+                let volume = head.volume_of(pack.source);
+                let key = names::pack_key(volume, pack.epoch, pack.n);
+                let fetched = match self.store.get(&key, Some(range)).await {
+                    Ok(bytes) => Ok(bytes),
+                    Err(e) if e.kind == ErrorKind::NotFound => Err("is missing".into()),
+                    Err(e) => return Err(e),
+                };
+                Ok((pack, key, fetched))
+            })
+            .buffered(FETCHES_MAX);
+        let mut errors = Vec::new();
+        let mut used = Vec::new();
+        while let Some((pack, key, fetched)) = headers.try_next().await? {
+            match fetched.and_then(|bytes| tail_header(head, *pack, &bytes)) {
+                Ok(changes) => changes.apply(&mut overlays),
+                Err(e) => errors.push(format!("{key}: {e}")),
+            }
+            used.push((head.volume_of(pack.source), pack));
+        }
+        drop(headers);
+        for (volume, pack) in used {
+            let of_pack = self.used.entry((volume, pack.epoch, pack.n)).or_default();
+            of_pack.header_bytes = pack.header_bytes;
+        }
+        self.complete &= errors.is_empty();
+        self.report.errors.extend(errors);
+        Ok(overlays)
+    }
+
+    fn base(&mut self, head: &Head, page: u32, at: PageRef, fetched: Fetched) -> Option<MapPage> {
+        self.pages.insert((head.volume_of(at.source), ObjectName::Map { page, epoch: at.epoch }));
+        let map = fetched.and_then(|bytes| {
+            MapPage::decode(&bytes, (&head.volumes(), at.source), page, at.epoch, CRC32C)
+                .map_err(|e| e.to_string())
+        });
+        let map = self.note(map, || format!("map page {page} of epoch {}", at.epoch.0));
+        self.complete &= map.is_some();
+        map
+    }
+
+    fn map_page(&mut self, head: &Head, page: u32, map: &MapPage, newest: bool) {
         let base = u64::from(page) * MAP_PAGE_BLOCKS as u64;
         let mut outside = 0;
         for piece in map.lookup(0, MAP_PAGE_BLOCKS as u16) {
@@ -205,7 +286,10 @@ impl Check<'_> {
             let first = base + u64::from(piece.first);
             let end = first + u64::from(piece.count);
             outside += end.saturating_sub(first.max(head.blocks));
-            self.use_blocks(first, &data);
+            self.use_blocks(head, first, &data);
+            if newest {
+                self.report.blocks_mapped += u64::from(piece.count);
+            }
         }
         if outside > 0 {
             self.report
@@ -214,35 +298,36 @@ impl Check<'_> {
         }
     }
 
-    fn use_blocks(&mut self, first: u64, data: &Data<'_>) {
+    fn use_blocks(&mut self, head: &Head, first: u64, data: &Data<'_>) {
         let pack = data.pack;
-        let count = data.crcs.len() as u64;
+        let volume = head.volume_of(pack.source);
+        let stretch = Stretch { first, offset: data.offset, count: data.crcs.len() as u16 };
         let used = self
             .used
-            .entry((pack.epoch, pack.n))
-            .or_insert_with(|| Use { header_pages: pack.header_pages, ..Use::default() });
-        if used.header_pages != pack.header_pages {
+            .entry((volume, pack.epoch, pack.n))
+            .or_insert_with(|| Use { header_bytes: pack.header_bytes, ..Use::default() });
+        if used.header_bytes != pack.header_bytes {
             self.report.errors.push(format!(
-                "{}: map pages disagree about its header: {} and {} pages",
-                names::pack_key(self.volume, pack.epoch, pack.n),
-                used.header_pages,
-                pack.header_pages
+                "{}: map pages disagree about its header: {} and {} bytes",
+                names::pack_key(volume, pack.epoch, pack.n),
+                used.header_bytes,
+                pack.header_bytes
             ));
         }
-        used.blocks += count;
-        used.end = used.end.max(data.offset + count as u16);
-        if self.deep {
-            used.stretches.push(Stretch { first, offset: data.offset, count: count as u16 });
+        used.blocks += u64::from(stretch.count);
+        used.end = used.end.max(data.offset + stretch.count);
+        // Most of a snapshot is the same in the newest image.
+        if self.deep && !used.stretches.contains(&stretch) {
+            used.stretches.push(stretch);
             used.crcs.extend_from_slice(data.crcs);
         }
-        self.report.blocks_mapped += count;
     }
 
     /// That every pack is there and long enough.
     fn sizes(&mut self) {
-        for (&(epoch, n), used) in &mut self.used {
-            let needed = (u64::from(used.header_pages) + u64::from(used.end)) * BLOCK_BYTES as u64;
-            let lacks = match self.listed.get(&ObjectName::Pack { epoch, n }) {
+        for (&(volume, epoch, n), used) in &mut self.used {
+            let needed = u64::from(used.header_bytes) + u64::from(used.end) * BLOCK_BYTES as u64;
+            let lacks = match self.listed.get(&(volume, ObjectName::Pack { epoch, n })) {
                 None => "is missing".into(),
                 Some(&bytes) if bytes < needed => {
                     format!("has {bytes} bytes instead of {needed}")
@@ -252,7 +337,7 @@ impl Check<'_> {
                     continue;
                 }
             };
-            let key = names::pack_key(self.volume, epoch, n);
+            let key = names::pack_key(volume, epoch, n);
             let blocks = used.blocks;
             self.report.errors.push(format!("{key} {lacks}; the map needs {blocks} of its blocks"));
         }
@@ -260,18 +345,18 @@ impl Check<'_> {
 
     async fn payload(&mut self, head: &Head) -> Result<(), StoreError> {
         let mut packs = stream::iter(self.used.iter().filter(|(_, used)| used.whole))
-            .map(|(&(epoch, n), used)| {
-                let fetch = self.fetch(ObjectName::Pack { epoch, n });
-                async move { Ok::<_, StoreError>((epoch, n, used, fetch.await?)) }
+            .map(async |(&(volume, epoch, n), used)| {
+                let fetched = self.fetch(volume, ObjectName::Pack { epoch, n }).await?;
+                Ok::<_, StoreError>((volume, epoch, n, used, fetched))
             })
             .buffered(PACKS_MAX);
         let mut found = Vec::new();
         let mut checked = 0;
-        while let Some((epoch, n, used, fetched)) = packs.try_next().await? {
-            let key = names::pack_key(self.volume, epoch, n);
+        while let Some((volume, epoch, n, used, fetched)) = packs.try_next().await? {
+            let key = names::pack_key(volume, epoch, n);
             let header = fetched.and_then(|bytes| {
                 let header = Header::decode(&bytes, CRC32C).map_err(|e| e.to_string())?;
-                if (header.volume, header.epoch, header.n) != (self.volume, epoch, n) {
+                if (header.volume, header.epoch, header.n) != (volume, epoch, n) {
                     return Err("its header is that of another pack".into());
                 }
                 Ok((header, bytes))
@@ -279,7 +364,7 @@ impl Check<'_> {
             match header {
                 Err(e) => found.push(format!("{key}: {e}")),
                 Ok((header, bytes)) => {
-                    checked += used.blocks;
+                    checked += used.crcs.len() as u64;
                     let damage = check_pack(head, &header, &bytes, used);
                     found.extend(damage.into_iter().map(|damage| format!("{key}: {damage}")));
                 }
@@ -291,34 +376,32 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn orphans(&mut self, head: &Head) {
-        let unused = |name: &ObjectName| match name {
+    fn orphans(&mut self) {
+        let unused = |&(volume, name): &(Uuid, ObjectName)| match name {
+            _ if volume != self.volume || !self.complete => false,
             ObjectName::Head { .. } => false,
-            ObjectName::Map { page, epoch } => head.pages.get(page) != Some(epoch),
-            ObjectName::Pack { epoch, n } => {
-                self.map_complete && !self.used.contains_key(&(*epoch, *n))
-            }
+            ObjectName::Map { .. } => !self.pages.contains(&(volume, name)),
+            ObjectName::Pack { epoch, n } => !self.used.contains_key(&(volume, epoch, n)),
         };
-        let names: Vec<ObjectName> =
-            self.listed.keys().filter(|name| unused(name)).copied().collect();
-        for name in names {
+        let names: Vec<_> = self.listed.keys().filter(|name| unused(name)).copied().collect();
+        for (_, name) in names {
             self.orphan(name);
         }
     }
 
     fn orphan(&mut self, name: ObjectName) {
-        self.report.orphan_bytes += self.listed.get(&name).copied().unwrap_or(0);
+        self.report.orphan_bytes += self.listed.get(&(self.volume, name)).copied().unwrap_or(0);
         self.report.orphans.push(names::key(self.volume, name));
     }
 
     /// A whole object. What is wrong with this object is inside, a store that does not answer is
     /// an error.
-    async fn fetch(&self, name: ObjectName) -> Result<Fetched, StoreError> {
-        let bytes = self.listed.get(&name).copied().unwrap_or(0);
+    async fn fetch(&self, volume: Uuid, name: ObjectName) -> Result<Fetched, StoreError> {
+        let bytes = self.listed.get(&(volume, name)).copied().unwrap_or(0);
         if bytes > GET_BYTES_MAX {
             return Ok(Err(format!("has {bytes} bytes, more than any object of ours")));
         }
-        match self.store.get(&names::key(self.volume, name), None).await {
+        match self.store.get(&names::key(volume, name), None).await {
             Ok(bytes) => Ok(Ok(bytes)),
             Err(e) if e.kind == ErrorKind::NotFound => Ok(Err("is missing".into())),
             Err(e) => Err(e),
@@ -330,18 +413,30 @@ impl Check<'_> {
     }
 }
 
+/// What a pack of the tail changes of the image.
+fn tail_header(head: &Head, pack: TailPack, bytes: &[u8]) -> Result<Changes, String> {
+    let header = Header::decode(bytes, CRC32C).map_err(|e| e.to_string())?;
+    let found = (header.volume, header.epoch, header.n, header.bytes());
+    if found != (head.volume_of(pack.source), pack.epoch, pack.n, pack.header_bytes) {
+        return Err("its header is that of another pack".into());
+    }
+    let mut changes = Changes::default();
+    changes.add(head, pack, &header);
+    if changes.sort() { Ok(changes) } else { Err("its header has a block twice".into()) }
+}
+
 /// Compares a pack's blocks with its header, and its header with what the map says.
 fn check_pack(head: &Head, header: &Header, bytes: &[u8], used: &Use) -> Vec<String> {
-    let start = usize::from(header.pages()) * BLOCK_BYTES;
+    let start = usize::from(header.bytes());
     let expected = start + header.crcs.len() * BLOCK_BYTES;
     if bytes.len() != expected {
         return vec![format!("it has {} bytes, its header says {expected}", bytes.len())];
     }
-    if header.pages() != used.header_pages {
+    if header.bytes() != used.header_bytes {
         return vec![format!(
-            "its header has {} pages, the map says {}",
-            header.pages(),
-            used.header_pages
+            "its header has {} bytes, the map says {}",
+            header.bytes(),
+            used.header_bytes
         )];
     }
     // The listing promised as much, but that was another answer of the store.
@@ -352,6 +447,7 @@ fn check_pack(head: &Head, header: &Header, bytes: &[u8], used: &Use) -> Vec<Str
     let places: Vec<u64> = header
         .runs
         .iter()
+        .filter(|run| !run.zero)
         .flat_map(|run| {
             let first = u64::from(run.object) * per_object + u64::from(run.first);
             first..first + u64::from(run.count)
@@ -416,9 +512,9 @@ const PACKS_MAX: usize = 4;
 
 #[cfg(test)]
 mod tests {
-    use heeler_core::event::Buffering;
+    use heeler_core::wire::head::{Settings, Snapshot, Source};
     use heeler_core::wire::map_page::{PackRef, Update};
-    use heeler_core::wire::pack::Run;
+    use heeler_core::wire::pack::{Run, header_bytes};
     use object_store::PutPayload;
 
     use super::*;
@@ -439,6 +535,10 @@ mod tests {
         (0..BLOCK_BYTES).map(|i| (i as u8).wrapping_mul(7) ^ seed).collect()
     }
 
+    fn run(object: u32, first: u16, count: u16) -> Run {
+        Run { object, first, count, zero: false }
+    }
+
     fn crc(seed: u8) -> u32 {
         CRC32C(0, &block(seed))
     }
@@ -452,18 +552,17 @@ mod tests {
                 blocks,
                 object_shift: 22,
                 unix_secs: 1,
-                buffering: Buffering::default(),
+                settings: Settings::default(),
             };
             let made = volumes::create(&store, &new).await.expect("creates");
             let claim = Head { number: 2, term: 2, ..made };
             let head = Head {
                 number: 3,
                 epoch: EPOCH,
-                pages: [(0, EPOCH), (1, EPOCH)].into(),
+                pages: [0, 1].map(|page| (page, PageRef { source: 0, epoch: EPOCH })).into(),
                 ..claim.clone()
             };
             let image = Self { store, head };
-            let run = |object, first, count| Run { object, first, count };
             image.put_pack(0, vec![run(2, 3, 4), run(20, 0, 1)], &[1, 2, 3, 4, 5]).await;
             image.put_pack(1, vec![run(4, 1023, 1), run(5, 0, 1)], &[6, 7]).await;
             image.put_map(0, &[(2 * 1024 + 3, 0, 0, &[1, 2, 3, 4]), (5 * 1024 - 1, 1, 0, &[6, 7])]);
@@ -503,15 +602,11 @@ mod tests {
                 .map(|(&(first, n, offset, _), crcs)| Update {
                     first,
                     count: crcs.len() as u16,
-                    data: Some(Data {
-                        pack: PackRef { epoch: EPOCH, n, header_pages: 1 },
-                        offset,
-                        crcs,
-                    }),
+                    data: Some(Data { pack: pack_ref(n), offset, crcs }),
                 })
                 .collect();
             let map = MapPage::default().apply(&updates);
-            let bytes = map.encode(self.head.volume, page, EPOCH, CRC32C);
+            let bytes = map.encode(&[self.head.volume], page, EPOCH, CRC32C);
             self.put(ObjectName::Map { page, epoch: EPOCH }, bytes);
         }
 
@@ -541,6 +636,14 @@ mod tests {
         }
     }
 
+    /// Pack 0 has two runs and 5 blocks, the others two runs and 2 blocks.
+    fn pack_ref(n: u32) -> PackRef {
+        let header_bytes = header_bytes(2, if n == 0 { 5 } else { 2 });
+        PackRef { source: 0, epoch: EPOCH, n, header_bytes }
+    }
+
+    const HEADER: usize = header_bytes(2, 5) as usize;
+
     fn pack(n: u32) -> ObjectName {
         ObjectName::Pack { epoch: EPOCH, n }
     }
@@ -560,6 +663,66 @@ mod tests {
             };
             assert_eq!(report, expected);
         }
+    }
+
+    /// A snapshot needs the old map and its packs, the newest image a pack over the map.
+    #[tokio::test]
+    async fn snapshots_and_the_tail_are_checked() {
+        let image = Image::new().await;
+        let epoch = Epoch(EPOCH.0 + 1);
+        let snapshot = Snapshot {
+            name: "a".into(),
+            number: 3,
+            epoch: EPOCH,
+            blocks: image.head.blocks,
+            created_unix_secs: 5,
+            deleting: false,
+        };
+        let runs = vec![Run { zero: true, ..run(2, 0, 1024) }, run(20, 0, 1)];
+        let header = Header { volume: image.head.volume, epoch, n: 0, runs, crcs: vec![crc(9)] };
+        let bytes = [header.encode(CRC32C), block(9)].concat();
+        let name = ObjectName::Pack { epoch, n: 0 };
+        image.put(name, bytes.clone());
+        let tail = vec![TailPack { source: 0, epoch, n: 0, header_bytes: header.bytes() }];
+        let snapshots = vec![snapshot];
+        let newest = Head { number: 4, epoch, tail, snapshots, ..image.head.clone() };
+        image.put_head(&newest);
+        let report = image.check(true).await;
+        assert_eq!((&report.errors[..], &report.orphans[..]), (&[][..], &[][..]));
+        // Of the newest: blocks 1023 of object 4 and 0 of 5, and the new one.
+        assert_eq!((report.blocks_mapped, report.packs, report.blocks_checked), (3, 3, 8));
+        let mut damaged = bytes.clone();
+        damaged[70] ^= 1;
+        image.put(name, damaged);
+        let report = image.check(false).await;
+        assert!(report.errors[0].ends_with("checksum mismatch"), "{:?}", report.errors);
+        image.put(name, bytes);
+        image.delete(pack(0)).await;
+        image.expect(true, "is missing; the map needs 5 of its blocks").await;
+    }
+
+    /// A clone's image lies in its parent, and lacks what that has lost.
+    #[tokio::test]
+    async fn a_clone_is_checked_in_its_parent() {
+        let image = Image::new().await;
+        let volume = Uuid([0xc1; 16]);
+        let clone = Head {
+            number: 1,
+            term: 1,
+            epoch: Epoch::ZERO,
+            volume,
+            sources: vec![Source { volume: image.head.volume, number: 3 }],
+            pages: [0, 1].map(|page| (page, PageRef { source: 1, epoch: EPOCH })).into(),
+            ..image.head.clone()
+        };
+        let key = names::head_key(volume, 1);
+        image.store.put(&key, clone.encode(CRC32C).into(), true).await.expect("puts");
+        let report = check(&image.store, volume, true).await.expect("memory does not fail");
+        assert_eq!((&report.errors[..], &report.orphans[..]), (&[][..], &[][..]));
+        assert_eq!((report.blocks_mapped, report.blocks_checked), (7, 7));
+        image.delete(pack(1)).await;
+        let report = check(&image.store, volume, true).await.expect("memory does not fail");
+        assert_eq!(report.errors.len(), 1, "{:?}", report.errors);
     }
 
     #[tokio::test]
@@ -594,23 +757,23 @@ mod tests {
             bytes[at] ^= 0x10;
             bytes
         };
-        image.put(pack(0), with(3 * BLOCK_BYTES + 17));
+        image.put(pack(0), with(HEADER + 2 * BLOCK_BYTES + 17));
         let first = "1 blocks do not match their checksum, first block 5 of object 2";
         image.expect(false, first).await;
-        image.put(pack(0), with(5 * BLOCK_BYTES));
+        image.put(pack(0), with(HEADER + 4 * BLOCK_BYTES));
         image.expect(false, "first block 0 of object 20").await;
         image.put(pack(0), with(70));
         image.expect(false, "checksum mismatch").await;
         image.put(pack(0), good[..good.len() - 1].to_vec());
-        image.expect(true, "has 24575 bytes instead of 24576; the map needs 5 of its blocks").await;
+        image.expect(true, "has 20579 bytes instead of 20580; the map needs 5 of its blocks").await;
         image.put(pack(0), [&good[..], &[0]].concat());
-        image.expect(false, "its header says 24576").await;
-        image.put(pack(0), image.get(pack(1)).await.repeat(2));
+        image.expect(false, "its header says 20580").await;
+        image.put(pack(0), image.get(pack(1)).await.repeat(3));
         image.expect(false, "that of another pack").await;
         image.put(pack(0), vec![0; GET_BYTES_MAX as usize + 1]);
         image.expect(false, "more than any object of ours").await;
         image.put(pack(0), good[..BLOCK_BYTES].to_vec());
-        image.expect(true, "has 4096 bytes instead of 24576").await;
+        image.expect(true, "has 4096 bytes instead of 20580").await;
         assert_eq!(image.check(true).await.orphans, [""; 0], "damaged is not unused");
         image.delete(pack(0)).await;
         image.expect(true, "is missing; the map needs 5 of its blocks").await;
@@ -620,7 +783,6 @@ mod tests {
     #[tokio::test]
     async fn packs_that_are_not_what_the_map_says_are_found() {
         let image = Image::new().await;
-        let run = |object, first, count| Run { object, first, count };
         image.put_pack(1, vec![run(4, 1023, 1), run(6, 0, 1)], &[6, 7]).await;
         image.expect(false, "1 blocks are other blocks according to its header").await;
         image.put_pack(1, vec![run(4, 1023, 1), run(5, 0, 1)], &[6, 8]).await;
@@ -638,7 +800,7 @@ mod tests {
         let page = ObjectName::Map { page: 1, epoch: EPOCH };
         let good = image.get(page).await;
         let mut bytes = good.clone();
-        bytes[60] ^= 1;
+        bytes[70] ^= 1;
         image.put(page, bytes);
         image.expect(true, "map page 1 of epoch 8589934593: checksum mismatch").await;
         image.put(pack(9), vec![0; 10]);
@@ -650,16 +812,7 @@ mod tests {
         image.put(page, good);
         assert_eq!(image.check(true).await.errors, [""; 0]);
         // One block inside the volume, one behind it.
-        image
-            .put_pack(
-                2,
-                vec![
-                    Run { object: 23, first: 1023, count: 1 },
-                    Run { object: 24, first: 0, count: 1 },
-                ],
-                &[8, 9],
-            )
-            .await;
+        image.put_pack(2, vec![run(23, 1023, 1), run(24, 0, 1)], &[8, 9]).await;
         let end = MAP_PAGE_BLOCKS as u16 / 2;
         image.put_map(1, &[(4 * 1024, 0, 4, &[5]), (end - 1, 2, 0, &[8, 9])]);
         image.expect(true, "map page 1: 1 blocks behind the end of the volume").await;

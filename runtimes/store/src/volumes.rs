@@ -9,10 +9,9 @@ use std::fmt;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use heeler_core::event::Buffering;
 use heeler_core::ids::{BLOCK_BYTES, Crc32c};
 use heeler_core::limits::NAME_BYTES_MAX;
-use heeler_core::wire::head::{Head, VOLUME_BLOCKS_MAX, valid_object_shift};
+use heeler_core::wire::head::{Head, Settings, VOLUME_BLOCKS_MAX, valid_object_shift};
 use heeler_core::wire::names::{self, ObjectName, Uuid};
 use object_store::PutPayload;
 
@@ -22,7 +21,7 @@ use crate::{ErrorKind, Store, StoreError};
 pub const CRC32C: Crc32c = crc32c::crc32c_append;
 
 /// What a volume is made from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NewVolume<'a> {
     /// Its name.
     pub name: &'a str,
@@ -32,8 +31,8 @@ pub struct NewVolume<'a> {
     pub object_shift: u8,
     /// Now: seconds since 1970.
     pub unix_secs: u64,
-    /// What of its data caches keep in RAM.
-    pub buffering: Buffering,
+    /// What its operator says of it.
+    pub settings: Settings,
 }
 
 /// One line of a list of volumes.
@@ -78,6 +77,8 @@ pub enum VolumeError {
     Size(u64),
     /// No volume can have objects of this size: log2 of the bytes.
     ObjectSize(u8),
+    /// No volume can have these settings; why.
+    Settings(&'static str),
     /// There is a volume of this name.
     Exists(String),
     /// There is no volume of this name.
@@ -118,6 +119,7 @@ impl fmt::Display for VolumeError {
             Self::ObjectSize(shift) => {
                 write!(f, "objects cannot have 2^{shift} bytes: a power of two, 64K to 4M")
             }
+            Self::Settings(why) => f.write_str(why),
             Self::Exists(name) => write!(f, "there is a volume '{name}' already"),
             Self::Missing(name) => write!(f, "there is no volume '{name}'"),
             Self::InUse { name, host, since_unix_secs } => write!(
@@ -154,9 +156,10 @@ pub async fn create(store: &Store, new: &NewVolume<'_>) -> Result<Head, VolumeEr
     if !valid_object_shift(new.object_shift) {
         return Err(VolumeError::ObjectSize(new.object_shift));
     }
+    new.settings.check().map_err(VolumeError::Settings)?;
     let uuid = random_uuid()?;
     let head = Head::first(uuid, new.name, new.blocks, new.object_shift, new.unix_secs);
-    let head = Head { buffering: new.buffering, ..head };
+    let head = Head { settings: new.settings.clone(), ..head };
     let head_key = names::head_key(uuid, head.number);
     let name = Bytes::from(names::encode_name(uuid));
     let created = match create_settled(store, &head_key, head.encode(CRC32C).into()).await {
@@ -180,17 +183,17 @@ pub async fn create(store: &Store, new: &NewVolume<'_>) -> Result<Head, VolumeEr
     Err(error)
 }
 
-/// Changes what of a volume's data caches keep in RAM, while nobody owns it: `change` gets what is
-/// so now and gives what shall be.
+/// Changes a volume while nobody owns it: `change` gets the newest head, with the number and time
+/// of the next one, and makes of it what shall be. Nothing is written if it stays as it was.
 ///
 /// # Errors
-/// `InUse`: its owner must be asked. `Missing`, `Broken`, `Name` or `Store`; after a `Store` error
-/// of kind `Timeout` it may be changed.
-pub async fn set_buffering(
+/// `InUse`: its owner must be asked. What `change` says. `Missing`, `Broken`, `Name` or `Store`;
+/// after a `Store` error of kind `Timeout` it may be changed.
+pub async fn edit(
     store: &Store,
     name: &str,
     unix_secs: u64,
-    change: impl Fn(Buffering) -> Buffering,
+    change: impl Fn(&mut Head) -> Result<(), VolumeError>,
 ) -> Result<(), VolumeError> {
     for _ in 0..HEAD_ATTEMPTS {
         let head = named_head(store, name).await?;
@@ -206,12 +209,13 @@ pub async fn set_buffering(
             let what = "its heads have used up all numbers".into();
             return Err(VolumeError::Broken { name: name.into(), what });
         };
-        let buffering = change(head.buffering);
-        if buffering == head.buffering {
+        let unchanged = Head { number, written_unix_secs: unix_secs, ..head.clone() };
+        let mut next = unchanged.clone();
+        change(&mut next)?;
+        if next == unchanged {
             return Ok(());
         }
-        let before = (!head.is_claim()).then(|| names::head_key(head.volume, head.number));
-        let next = Head { number, buffering, written_unix_secs: unix_secs, ..head };
+        let before = (!head.is_kept()).then(|| names::head_key(head.volume, head.number));
         let key = names::head_key(next.volume, number);
         // Whoever claims the volume meanwhile makes the same head, and one of us loses.
         if create_settled(store, &key, next.encode(CRC32C).into()).await? {
@@ -440,13 +444,15 @@ mod tests {
     use crate::fault::{Fault, Faulty, Rates};
     use crate::{Place, StoreConfig};
 
-    const NEW: NewVolume<'_> = NewVolume {
-        name: "disk0",
-        blocks: 1 << 20,
-        object_shift: 22,
-        unix_secs: 77,
-        buffering: Buffering { reads: true, writes: true },
-    };
+    fn new() -> NewVolume<'static> {
+        NewVolume {
+            name: "disk0",
+            blocks: 1 << 20,
+            object_shift: 22,
+            unix_secs: 77,
+            settings: Settings::default(),
+        }
+    }
 
     fn memory() -> Store {
         Store::open(StoreConfig::new(Place::Memory)).expect("memory opens")
@@ -469,7 +475,7 @@ mod tests {
     async fn a_volume_from_creation_to_deletion() {
         let store = memory();
         assert_eq!(list(&store).await, Ok(Vec::new()));
-        let made = create(&store, &NEW).await.expect("creates");
+        let made = create(&store, &new()).await.expect("creates");
         assert!(made.released && made.number == 1 && made.name == "disk0");
         assert_eq!(find(&store, "disk0").await, Ok(made.volume));
         let listed = Listed { name: "disk0".into(), head: Ok(made.clone()) };
@@ -491,22 +497,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_stays_in_ram_is_changed_while_nobody_owns_the_volume() {
+    async fn settings_are_changed_while_nobody_owns_the_volume() {
         let store = memory();
-        let buffering = Buffering { reads: true, writes: false };
-        let made = create(&store, &NewVolume { buffering, ..NEW }).await.expect("creates");
-        assert_eq!(made.buffering, buffering);
-        let off = |now: Buffering| Buffering { reads: false, ..now };
+        let settings = Settings { pinned: true, ..Settings::default() };
+        let named = NewVolume { settings: settings.clone(), ..new() };
+        let made = create(&store, &named).await.expect("creates");
+        assert_eq!(made.settings, settings);
+        let off = |head: &mut Head| {
+            head.settings.read_only = true;
+            Ok(())
+        };
         for _ in 0..2 {
-            set_buffering(&store, "disk0", 78, off).await.expect("sets");
+            edit(&store, "disk0", 78, off).await.expect("sets");
         }
-        let on = |_| Buffering::default();
-        set_buffering(&store, "disk0", 79, on).await.expect("sets");
+        let on = |head: &mut Head| {
+            head.settings = Settings::default();
+            Ok(())
+        };
+        edit(&store, "disk0", 79, on).await.expect("sets");
         let head = info(&store, "disk0").await.expect("there").head;
         let expected = Head {
             number: 3,
             written_unix_secs: 79,
-            buffering: Buffering::default(),
+            settings: Settings::default(),
             ..made.clone()
         };
         assert_eq!(head, expected);
@@ -514,7 +527,7 @@ mod tests {
         let heads = store.list(&names::head_prefix(made.volume)).await.expect("lists");
         assert_eq!(heads.len(), 2);
         put_head(&store, &Head { number: 4, term: 4, released: false, ..head }).await;
-        let refused = set_buffering(&store, "disk0", 80, off).await;
+        let refused = edit(&store, "disk0", 80, off).await;
         assert!(matches!(refused, Err(VolumeError::InUse { .. })), "{refused:?}");
     }
 
@@ -522,10 +535,14 @@ mod tests {
     async fn what_no_volume_can_be_is_refused() {
         let store = memory();
         let cases = [
-            NewVolume { name: "a/b", ..NEW },
-            NewVolume { blocks: 0, ..NEW },
-            NewVolume { blocks: VOLUME_BLOCKS_MAX + 1, ..NEW },
-            NewVolume { object_shift: 23, ..NEW },
+            NewVolume { name: "a/b", ..new() },
+            NewVolume { blocks: 0, ..new() },
+            NewVolume { blocks: VOLUME_BLOCKS_MAX + 1, ..new() },
+            NewVolume { object_shift: 23, ..new() },
+            NewVolume {
+                settings: Settings { tags: vec![String::new()], ..Settings::default() },
+                ..new()
+            },
         ];
         for case in cases {
             create(&store, &case).await.expect_err("refused");
@@ -537,9 +554,9 @@ mod tests {
     #[tokio::test]
     async fn a_taken_name_leaves_nothing_behind() {
         let store = memory();
-        create(&store, &NEW).await.expect("creates");
+        create(&store, &new()).await.expect("creates");
         let before = keys(&store).await;
-        let again = create(&store, &NewVolume { blocks: 5, ..NEW }).await;
+        let again = create(&store, &NewVolume { blocks: 5, ..new() }).await;
         assert_eq!(again, Err(VolumeError::Exists("disk0".into())));
         assert_eq!(keys(&store).await, before);
     }
@@ -556,14 +573,14 @@ mod tests {
         ] {
             let backend = Faulty::memory(1, Rates::default()).first(faults.clone());
             let store = Store::with_backend(StoreConfig::new(Place::Memory), Box::new(backend));
-            let made = create(&store, &NEW).await.unwrap_or_else(|e| panic!("{faults:?}: {e}"));
+            let made = create(&store, &new()).await.unwrap_or_else(|e| panic!("{faults:?}: {e}"));
             assert_eq!(info(&store, "disk0").await.expect("there").head, made);
         }
         // The name is refused for good: the head must not stay.
         let faults = [vec![None], vec![Some(Refused); 4]].concat();
         let backend = Faulty::memory(1, Rates::default()).first(faults);
         let store = Store::with_backend(StoreConfig::new(Place::Memory), Box::new(backend));
-        create(&store, &NEW).await.expect_err("refused");
+        create(&store, &new()).await.expect_err("refused");
         assert_eq!(keys(&store).await, [""; 0]);
     }
 
@@ -574,7 +591,7 @@ mod tests {
         for seed in 0..300 {
             let backend = Faulty::memory(seed, rates);
             let store = Store::with_backend(StoreConfig::new(Place::Memory), Box::new(backend));
-            let result = create(&store, &NEW).await;
+            let result = create(&store, &new()).await;
             let found = loop {
                 match named_head(&store, "disk0").await {
                     Err(VolumeError::Store(_)) => {}
@@ -602,7 +619,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_s_volume_needs_force() {
         let store = memory();
-        let made = create(&store, &NEW).await.expect("creates");
+        let made = create(&store, &new()).await.expect("creates");
         let claim =
             Head { number: 2, term: 2, released: false, host: "east".into(), ..made.clone() };
         put_head(&store, &claim).await;
@@ -622,7 +639,7 @@ mod tests {
             plan.push(Some(Fault::Refused));
             let backend = Faulty::memory(1, Rates::default()).first(plan);
             let store = Store::with_backend(place, Box::new(backend));
-            let made = create(&store, &NEW).await.expect("creates");
+            let made = create(&store, &new()).await.expect("creates");
             put_head(&store, &Head { number: 2, ..made.clone() }).await;
             delete(&store, "disk0", false).await.expect_err("cut short");
             let listed = list(&store).await.expect("lists");
@@ -638,7 +655,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_broken_is_shown_and_only_deleted_by_force() {
         let store = memory();
-        let made = create(&store, &NEW).await.expect("creates");
+        let made = create(&store, &new()).await.expect("creates");
         let next = names::head_key(made.volume, 2);
         store.put(&next, vec![1, 2, 3].into(), false).await.expect("puts");
         store.put("names/junk", PutPayload::from_static(b"?"), false).await.expect("puts");

@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use heeler_core::event::Buffering;
+use heeler_core::wire::head::Settings;
 use heeler_store::check::check;
 use heeler_store::volumes::{self, Listed, NewVolume, VolumeError};
 use heeler_store::{ErrorKind, Place, PutPayload, S3Options, Secret, Store, StoreConfig};
@@ -181,7 +181,7 @@ async fn s3_holds_volumes() {
         blocks: 1 << 20,
         object_shift: 22,
         unix_secs: 1,
-        buffering: Buffering::default(),
+        settings: Settings::default(),
     };
     let made = volumes::create(&store, &new).await.expect("creates");
     let again = volumes::create(&store, &new).await;

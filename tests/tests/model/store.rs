@@ -7,7 +7,8 @@ use heeler_hw::sim::Rng;
 
 #[derive(Clone, Debug)]
 pub(crate) enum StoreOpKind {
-    Get,
+    /// So many of the first bytes, or all.
+    Get(Option<u32>),
     Put(Vec<u8>),
     Create(Vec<u8>),
     List,
@@ -68,8 +69,10 @@ impl SimStore {
 
     fn apply(&mut self, op: &Pending) -> Answer {
         match &op.kind {
-            StoreOpKind::Get => {
-                self.objects.get(&op.key).map_or(Answer::NotFound, |b| Answer::Got(b.clone()))
+            StoreOpKind::Get(first) => {
+                let Some(bytes) = self.objects.get(&op.key) else { return Answer::NotFound };
+                let len = first.map_or(bytes.len(), |first| bytes.len().min(first as usize));
+                Answer::Got(bytes[..len].to_vec())
             }
             StoreOpKind::Put(bytes) => {
                 self.objects.insert(op.key.clone(), bytes.clone());

@@ -4,7 +4,7 @@
 //! One life lasts from a start to a crash or a release. The device, the store and the volume table
 //! last longer.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 
 use heeler_core::config::ShardConfig;
@@ -13,14 +13,17 @@ use heeler_core::event::{
     ToShard,
 };
 use heeler_core::ids::{BLOCK_BYTES, BlockRef, Epoch, OpId, PageId, ShardId, VolumeId, shard_of};
-use heeler_core::keeper::{self, BatchHandle, Keeper, PackRead, StoreOp, StoreResult};
+use heeler_core::keeper::{
+    self, BatchHandle, Changes, Edit, Keeper, PackRead, StoreOp, StoreResult,
+};
 use heeler_core::policy::Policy;
 use heeler_core::recovery::{Need, Recovered, Recovery, RegionLayout};
 use heeler_core::shard::{Budget, Shard, ShardStorage};
 use heeler_core::time::{Duration, Instant};
-use heeler_core::wire::head::Head;
+use heeler_core::wire::head::{Head, Settings};
 use heeler_core::wire::map_page::MapPage;
 use heeler_core::wire::names::{self, Nonce, Uuid};
+use heeler_core::wire::pack;
 use heeler_core::wire::superblock::Superblock;
 use heeler_hw::queue::{BlockFile, BlockQueue, Io, IoKind};
 use heeler_hw::sim::{CrashKind, Rng, SimDisk, SimQueue};
@@ -169,17 +172,31 @@ impl World {
         let head =
             Head::decode(&self.store.objects[key], UUID, number, crc32c).expect("a sound head");
         let mut image = vec![0; self.volume_bytes / SECTOR];
-        for (page, epoch) in &head.pages {
-            let bytes = &self.store.objects[&names::map_key(UUID, *page, *epoch)];
-            let map = MapPage::decode(bytes, UUID, *page, *epoch, crc32c).expect("a sound map");
+        let mut overlays = BTreeMap::new();
+        for tail in &head.tail {
+            let bytes = &self.store.objects[&names::pack_key(UUID, tail.epoch, tail.n)];
+            let header = pack::Header::decode(bytes, crc32c).expect("a sound pack");
+            let mut changes = Changes::default();
+            changes.add(&head, *tail, &header);
+            assert!(changes.sort(), "a pack has each block once");
+            changes.apply(&mut overlays);
+        }
+        let pages: BTreeSet<u32> = head.pages.keys().chain(overlays.keys()).copied().collect();
+        for page in &pages {
+            let base = head.pages.get(page).map(|at| {
+                let bytes = &self.store.objects[&names::map_key(UUID, *page, at.epoch)];
+                MapPage::decode(bytes, (&[UUID], 0), *page, at.epoch, crc32c).expect("a sound map")
+            });
+            let over = overlays.get(page).map(MapPage::updates).unwrap_or_default();
+            let map = base.unwrap_or_default().apply(&over);
             for piece in map.lookup(0, heeler_core::limits::MAP_PAGE_BLOCKS as u16) {
                 let Some(data) = piece.data else { continue };
                 let pack =
                     &self.store.objects[&names::pack_key(UUID, data.pack.epoch, data.pack.n)];
                 for at in 0..usize::from(piece.count) {
-                    let offset =
-                        usize::from(data.pack.header_pages) + usize::from(data.offset) + at;
-                    let block = &pack[offset * BLOCK_BYTES..(offset + 1) * BLOCK_BYTES];
+                    let from = usize::from(data.pack.header_bytes)
+                        + (usize::from(data.offset) + at) * BLOCK_BYTES;
+                    let block = &pack[from..from + BLOCK_BYTES];
                     assert_eq!(crc32c(0, block), data.crcs[at], "a block of a pack");
                     let first = (usize::from(piece.first) + at) * SECTORS_OF_BLOCK;
                     for sector in 0..SECTORS_OF_BLOCK {
@@ -227,6 +244,7 @@ impl World {
         let after = if self.churns { 40 } else { 5 };
         config.push_after = Duration::from_millis(after);
         config.pages_max = 2;
+        (config.tail_packs_max, config.tail_bytes_min) = (5, 1 << 20);
         config.backoff = (Duration::from_micros(500), Duration::from_millis(5));
         config.load_attempts_max = u32::MAX;
         let mut life = Life {
@@ -701,7 +719,9 @@ impl Life<'_, '_> {
                 }
                 keeper::Output::Attached(_) => self.attached = true,
                 keeper::Output::Refused(refusal) => panic!("refused: {refusal}"),
-                keeper::Output::Get { op, key } => self.store_op(op, key, StoreOpKind::Get),
+                keeper::Output::Get { op, key, first } => {
+                    self.store_op(op, key, StoreOpKind::Get(first));
+                }
                 keeper::Output::Put { op, key, meta, batches } => {
                     let mut bytes = meta.to_vec();
                     for batch in batches {
@@ -744,6 +764,7 @@ impl Life<'_, '_> {
                     self.world.pushed = self.world.pushed.max(asked);
                     self.world.check_image();
                 }
+                keeper::Output::EditRefused { why, .. } => panic!("refused: {why}"),
                 keeper::Output::Fenced { .. } => self.over = Some("fenced"),
                 keeper::Output::Released => self.over = Some("released"),
             }
@@ -886,8 +907,9 @@ impl Life<'_, '_> {
                 self.pushes.insert(ticket, self.world.now);
                 let rng = &mut self.world.rng;
                 let buffering = Buffering { reads: rng.chance(2, 3), writes: rng.chance(2, 3) };
+                let edit = Edit::Settings(Settings { buffering, ..Settings::default() });
                 let input = match rng.chance(1, 3) {
-                    true => keeper::Input::SetBuffering { buffering, ticket },
+                    true => keeper::Input::Edit { edit: &edit, ticket },
                     false => keeper::Input::PushNow { ticket },
                 };
                 self.keeper.handle(now, input);

@@ -439,7 +439,7 @@ fn a_drain_pushes_releases_and_stops() {
     }
     rig.push(volume, &[[9; BLOCK_BYTES]]);
     assert!(rig.newest_head().released && rig.row().released);
-    assert!(rig.newest_head().pages.len() == 1, "the last push is in the released head");
+    assert!(rig.newest_head().tail.len() == 1, "the last push is in the released head");
     assert!(matches!(rig.events().last(), Some(Event::Stopped)));
     for core in 0..CORES {
         assert!(matches!(rig.mail_of(core).last(), Some(FromControl::Stop)));

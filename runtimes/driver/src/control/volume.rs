@@ -1,8 +1,8 @@
 //! A volume as the control thread sees it.
 
-use heeler_core::event::Buffering;
 use heeler_core::ids::{BLOCK_BYTES, VolumeId};
 use heeler_core::keeper::{self, Attached, Keeper, Phase};
+use heeler_core::wire::head::Settings;
 use heeler_core::wire::names::{Nonce, Uuid};
 
 use super::handover::Leaving;
@@ -101,7 +101,7 @@ impl Volume {
             object_shift: shift.or(self.geometry.map(|g| g.object_shift)).unwrap_or(0),
             in_shards: self.in_shards,
             created_unix_secs: self.attached.as_ref().map_or(0, |a| a.created_unix_secs),
-            buffering: self.attached.as_ref().map(|attached| attached.buffering),
+            settings: self.attached.as_ref().map(|attached| attached.settings.clone()),
             last_failure: keeper.last_failure.map(|failure| {
                 let text = failure.note.and_then(note);
                 let why = text.unwrap_or_else(|| "the answer makes no sense".into());
@@ -148,8 +148,8 @@ pub struct VolumeStatus {
     pub in_shards: bool,
     /// Seconds since 1970; 0 until it was ours.
     pub created_unix_secs: u64,
-    /// What of its data stays in RAM; `None` until it was ours.
-    pub buffering: Option<Buffering>,
+    /// What an operator says of it; `None` until it was ours.
+    pub settings: Option<Settings>,
     /// The keeper's figures.
     pub keeper: keeper::Status,
     /// The last store operation that failed, also when it is over.

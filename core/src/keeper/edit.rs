@@ -1,0 +1,99 @@
+//! Changes of a volume beside its blocks. They come into force with a commit.
+
+use alloc::string::String;
+use core::fmt;
+
+use crate::wire::head::{Head, SNAPSHOTS_MAX, Settings, Snapshot};
+use crate::wire::names::valid_name;
+
+/// A change of a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Edit {
+    /// What an operator says of it. The shards hear of it at once.
+    Settings(Settings),
+    /// Its name. The object that makes the name known is not the keeper's business.
+    Name(String),
+    /// A snapshot of this name: the image as of a cut that is made now.
+    Snapshot(String),
+    /// Whether a snapshot is being deleted: then nobody may clone it any more.
+    MarkSnapshot {
+        /// Its name.
+        name: String,
+        /// Whether it is.
+        deleting: bool,
+    },
+    /// The snapshot of this name is no more.
+    DropSnapshot(String),
+}
+
+/// Why a volume cannot be changed so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EditError {
+    /// There is a snapshot of this name.
+    SnapshotExists,
+    /// There is no snapshot of this name.
+    NoSnapshot,
+    /// It has as many snapshots as it can have.
+    TooManySnapshots,
+    /// A name has 1 to 63 letters, digits, `.`, `_`, `-`.
+    Name,
+    /// What is wrong with the settings.
+    Settings(&'static str),
+}
+
+impl fmt::Display for EditError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SnapshotExists => f.write_str("there is a snapshot of this name already"),
+            Self::NoSnapshot => f.write_str("there is no snapshot of this name"),
+            Self::TooManySnapshots => write!(f, "a volume has at most {SNAPSHOTS_MAX} snapshots"),
+            Self::Name => f.write_str("a name has 1 to 63 letters, digits, '.', '_' or '-'"),
+            Self::Settings(why) => f.write_str(why),
+        }
+    }
+}
+
+impl core::error::Error for EditError {}
+
+impl Edit {
+    /// Whether a head can be changed so.
+    pub fn check(&self, head: &Head) -> Result<(), EditError> {
+        let exists = |name: &String| head.snapshots.iter().any(|known| known.name == *name);
+        match self {
+            Self::Settings(settings) => settings.check().map_err(EditError::Settings),
+            Self::Name(name) if !valid_name(name) => Err(EditError::Name),
+            Self::Name(_) => Ok(()),
+            Self::Snapshot(name) if !valid_name(name) => Err(EditError::Name),
+            Self::Snapshot(name) if exists(name) => Err(EditError::SnapshotExists),
+            Self::Snapshot(_) if head.snapshots.len() == SNAPSHOTS_MAX => {
+                Err(EditError::TooManySnapshots)
+            }
+            Self::Snapshot(_) => Ok(()),
+            Self::MarkSnapshot { name, .. } | Self::DropSnapshot(name) if !exists(name) => {
+                Err(EditError::NoSnapshot)
+            }
+            Self::MarkSnapshot { .. } | Self::DropSnapshot(_) => Ok(()),
+        }
+    }
+
+    /// Changes a head that has its own number and epoch already.
+    pub fn apply(&self, head: &mut Head) {
+        match self {
+            Self::Settings(settings) => head.settings.clone_from(settings),
+            Self::Name(name) => head.name.clone_from(name),
+            Self::Snapshot(name) => head.snapshots.push(Snapshot {
+                name: name.clone(),
+                number: head.number,
+                epoch: head.epoch,
+                blocks: head.blocks,
+                created_unix_secs: head.written_unix_secs,
+                deleting: false,
+            }),
+            Self::MarkSnapshot { name, deleting } => {
+                let snapshots = head.snapshots.iter_mut();
+                snapshots.filter(|known| known.name == *name).for_each(|s| s.deleting = *deleting);
+            }
+            Self::DropSnapshot(name) => head.snapshots.retain(|known| known.name != *name),
+        }
+    }
+}
