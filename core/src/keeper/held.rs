@@ -83,12 +83,7 @@ pub(super) enum Fate {
 
 impl Held {
     /// The volume has just been claimed by `head`.
-    pub(super) fn new(
-        now: Instant,
-        head: Head,
-        superseded: Option<u32>,
-        opened: Opened,
-    ) -> Self {
+    pub(super) fn new(now: Instant, head: Head, superseded: Option<u32>, opened: Opened) -> Self {
         let key = superseded.map(|number| names::head_key(head.volume, number));
         Self {
             open: Epoch::first_of_term(head.term),
@@ -520,8 +515,9 @@ impl Held {
             cycle.abandon(io);
             tickets.append(&mut cycle.tickets);
         }
-        self.map.fail_all(io);
+        // First, so that what fails because of it is known to.
         broadcast(io, ToShard::Fenced { volume: io.volume });
+        self.map.fail_all(io);
         for ticket in tickets {
             io.out.push_back(Output::PushDone { ticket, committed: false });
         }

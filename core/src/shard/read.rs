@@ -564,11 +564,13 @@ impl Shard<'_> {
         }
     }
 
-    /// A task with a block that cannot be had fails.
+    /// A task with a block that cannot be had fails. If its volume was lost meanwhile, that is why.
     pub(super) fn note_lost(&mut self, task: u32) {
-        let held = &self.tasks.get(task).held;
-        if held.iter().any(|block| block.held == Held::Lost) {
-            self.fail(task, Status::Io);
+        let slot = self.tasks.get(task);
+        if slot.held.iter().any(|block| block.held == Held::Lost) {
+            let saved = slot.request().advice == Advice::Salvage;
+            let gone = self.volumes[slot.volume].gone && !saved;
+            self.fail(task, if gone { Status::Gone } else { Status::Io });
         }
     }
 

@@ -38,7 +38,7 @@ fn a_detach_can_be_called_off_until_the_release_is_on_its_way() {
 fn probes(world: &World, s: usize) -> usize {
     let next = world.servers[s].keeper.status().head + 1;
     let key = names::head_key(VOLUME, next);
-    let of = |pending: &&Pending| matches!(&pending.effect, Effect::Get(get) if *get == key);
+    let of = |pending: &&Pending| matches!(&pending.effect, Effect::Get(get, _) if *get == key);
     world.pending.iter().filter(|pending| pending.server == s).filter(of).count()
 }
 

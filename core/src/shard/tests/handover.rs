@@ -62,6 +62,22 @@ fn a_volume_that_was_given_up_comes_back_with_its_contents() {
     assert_eq!(world.dirty_runs(), []);
 }
 
+/// A write of a part of a block that had to be fetched failed with EIO, when its volume was fenced.
+#[test]
+fn what_waits_for_the_store_when_a_volume_is_lost_is_told_so() {
+    let mut storage = storage(Policy::default());
+    let mut world = World::new(&mut storage, Policy::default());
+    world.store(0..8);
+    world.request(RequestKind::Read, Advice::None, 0, 8);
+    let fetch = world.turns(4, |output| matches!(output, Output::Fetch { .. }));
+    let [Output::Fetch { op, .. }] = fetch[..] else { panic!("{fetch:?}") };
+    world.mail(ToShard::Fenced { volume: VOLUME });
+    world.expected = Status::Gone;
+    world.tell(Input::Fetched { op, ok: false, crcs: &[] });
+    world.settle();
+    assert_eq!(world.replies, 1);
+}
+
 #[test]
 fn what_is_dirty_of_a_lost_volume_can_be_saved() {
     let mut storage = storage(Policy::default());

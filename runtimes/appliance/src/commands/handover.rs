@@ -61,6 +61,9 @@ pub(super) fn salvage(common: Common<'_>, name: &str, file: &Path) -> Result<(),
 pub(super) fn forget(common: Common<'_>, name: &str, force: bool) -> Result<(), String> {
     let mut server = Server::connect(&common.data()?)?;
     let dropped: Purged = server.ask(&Request::VolumeForget { name: name.into(), force })?;
-    println!("the cache holds nothing of {name} any more; {} were dirty", Size(dropped.dirty_bytes));
+    println!(
+        "the cache holds nothing of {name} any more; {} were dirty",
+        Size(dropped.dirty_bytes)
+    );
     Ok(())
 }

@@ -259,9 +259,11 @@ impl Server {
                     saved.push((shard, run));
                 }
                 // One of them cannot be read: the others can, one by one.
-                _ if run.count > 1 => left.extend((0..run.count).map(|block| {
-                    (shard, DirtyRun { first: run.first + block, count: 1, ..run })
-                })),
+                _ if run.count > 1 => {
+                    left.extend((0..run.count).map(|block| {
+                        (shard, DirtyRun { first: run.first + block, count: 1, ..run })
+                    }))
+                }
                 _ => saved.push((shard, DirtyRun { kind: DirtyKind::Lost, ..run })),
             }
             if told.elapsed() >= PROGRESS_EVERY {

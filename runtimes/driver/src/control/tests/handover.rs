@@ -248,8 +248,10 @@ fn what_a_lost_volume_left_is_kept_until_it_is_given_up() {
     let mail = first.mail_of(0);
     assert!(mail.iter().any(|mail| matches!(mail, FromControl::ListDirty { ticket, .. }
         if *ticket == listed.0)));
-    assert!(mail.iter().any(|mail| matches!(mail, FromControl::ReadDirty { ticket, volume: v, .. }
-        if *ticket == read.0 && *v == volume)));
+    assert!(
+        mail.iter().any(|mail| matches!(mail, FromControl::ReadDirty { ticket, volume: v, .. }
+        if *ticket == read.0 && *v == volume))
+    );
     first.control.forget_volume(UUID).expect("it is not in use");
     first.turn();
     assert_eq!(forgotten(&first.mail_of(1)), [(ShardId(1), volume)]);
