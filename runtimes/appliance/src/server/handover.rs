@@ -118,7 +118,8 @@ impl Server {
         }
         let forgotten = self.control.borrow_mut().forget_volume(status.uuid);
         forgotten.map_err(|e| format!("volume '{name}' cannot be forgotten: {e}"))?;
-        self.wake.notify_one();
+        // The shards drop it in the turn in which they hear of it: whoever asks next finds it gone.
+        self.report().await;
         Ok(Purged { dirty_bytes: bytes(dirty), clean_bytes: 0 })
     }
 
