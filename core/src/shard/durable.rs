@@ -91,7 +91,7 @@ impl Shard<'_> {
     fn acknowledge(&mut self, task: u32) {
         let (volume, epoch) = (self.tasks.get(task).volume, self.tasks.get(task).epoch);
         let state = &mut self.volumes[volume];
-        if state.phase == Phase::Closing && epoch == state.open {
+        if state.phase == Phase::Closing && epoch == state.open && !state.gone {
             let mut held = state.held.take();
             self.tasks.push_back(&mut held, task);
             self.volumes[volume].held = held;

@@ -139,11 +139,7 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
         VolumeCommand::Detach { name, cancel } => handover::detach(common, name, *cancel)?,
         VolumeCommand::Salvage { name, file } => handover::salvage(common, name, file)?,
         VolumeCommand::Forget { name, force } => handover::forget(common, name, *force)?,
-        VolumeCommand::Push { name } => {
-            let mut server = Server::connect(&common.data()?)?;
-            push(&mut server, &Request::VolumePush { name: name.clone() })?;
-            println!("everything that was dirty in {name} is in the store");
-        }
+        VolumeCommand::Push { name } => push_volume(common, name)?,
     }
     Ok(())
 }
@@ -213,6 +209,12 @@ impl Target {
         }
         Store::open(place.store).map(Self::Store).map_err(|e| e.to_string())
     }
+}
+
+fn push_volume(common: Common<'_>, name: &str) -> Result<(), String> {
+    push(&mut Server::connect(&common.data()?)?, &Request::VolumePush { name: name.into() })?;
+    println!("everything that was dirty in {name} is in the store");
+    Ok(())
 }
 
 fn push(server: &mut Server, request: &Request) -> Result<(), String> {

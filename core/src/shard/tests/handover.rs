@@ -62,6 +62,23 @@ fn a_volume_that_was_given_up_comes_back_with_its_contents() {
     assert_eq!(world.dirty_runs(), []);
 }
 
+/// A write that reached the log after its volume was fenced, in the middle of a cut, was never
+/// answered: nobody let the held answers go any more.
+#[test]
+fn a_write_under_way_is_answered_when_its_volume_is_lost_in_a_cut() {
+    let mut storage = storage(Policy::default());
+    let mut world = World::new(&mut storage, Policy::default());
+    world.open = world.open.next();
+    world.tell(Input::Keeper(ToShard::Freeze { volume: VOLUME, next: world.open }));
+    world.todo.retain(|output| !matches!(output, Output::Keeper(_)));
+    world.request(RequestKind::Write, Advice::None, 0, 4);
+    let writes = world.turns(4, |output| matches!(output, Output::DeviceWrite { .. }));
+    world.tell(Input::Keeper(ToShard::Fenced { volume: VOLUME }));
+    writes.into_iter().for_each(|write| world.carry_out(write));
+    world.turns(4, |_| false);
+    assert_eq!(world.replies, 1);
+}
+
 /// A write of a part of a block that had to be fetched failed with EIO, when its volume was fenced.
 #[test]
 fn what_waits_for_the_store_when_a_volume_is_lost_is_told_so() {

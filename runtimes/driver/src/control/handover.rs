@@ -1,9 +1,9 @@
 //! Giving a volume up while the server runs, and getting one: the orders of an administrator.
 //!
 //! ```text
-//! Served --detach--> Pushing rounds --little left--> Closing --no session left--> Releasing --> Released
-//!    ^                    |                             |                            |
-//!    +--------------------+-------- stay ---------------+---- if not too late -------+
+//! Served --detach--> Pushing --little left--> Closing --no session left--> Releasing --> Released
+//!    ^                  |                        |                           |
+//!    +------------------+--------- stay ---------+----- if not too late -----+
 //! ```
 //!
 //! Clients are served while most of what is dirty is pushed; they are disconnected, each after the
@@ -48,8 +48,8 @@ impl Leaving {
 }
 
 impl<S: StoreIo, T: TableIo> Control<S, T> {
-    /// Claims a volume, as [`add_volume`](Self::add_volume) does, also one that was refused, lost or
-    /// given up before. `dirty_blocks`: what the shards hold of it that was never pushed. The end
+    /// Claims a volume, as [`add_volume`](Self::add_volume) does, also one that was refused, lost
+    /// or given up before. `dirty_blocks`: what the shards hold of it that was never pushed. The end
     /// is told by [`Event::Served`] or [`Event::Refused`], unless it is served already.
     ///
     /// # Errors

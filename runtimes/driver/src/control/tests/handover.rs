@@ -126,9 +126,9 @@ fn clients_go_on_while_a_volume_is_pushed_and_are_gone_before_it_is_released() {
         matches!(done[..], [Event::Detached { ticket: t, detached: true }] if t == ticket),
         "{done:?}"
     );
-    let told = rig.mail_of(1).into_iter().filter(|mail| {
-        matches!(mail, FromControl::Shard { mail: ToShard::Detach { volume: v }, .. } if *v == volume)
-    });
+    let rest = ToShard::Detach { volume };
+    let told = rig.mail_of(1).into_iter();
+    let told = told.filter(|mail| matches!(mail, FromControl::Shard { mail, .. } if *mail == rest));
     assert_eq!(told.count(), 1, "the shard serves it no more");
     // Nobody had it between: the contents are good.
     assert!(matches!(rig.attach(false, 0)[..], [Event::Served { .. }]));
@@ -214,10 +214,8 @@ fn another_owner_between_makes_the_contents_void() {
     let mut second = boot(first.store.clone(), table, 2, BTreeMap::new());
     let at_second = second.serve(false);
     let events = first.attach(false, 0);
-    assert!(
-        matches!(&events[..], [Event::Refused { reason, .. }] if reason.contains("detach it there")),
-        "{events:?}"
-    );
+    let [Event::Refused { reason, .. }] = &events[..] else { panic!("{events:?}") };
+    assert!(reason.contains("detach it there"), "{reason}");
     second.detach(at_second);
     (0..CORES).for_each(|core| _ = first.mail_of(core));
     assert!(matches!(first.attach(false, 0)[..], [Event::Served { .. }]));
