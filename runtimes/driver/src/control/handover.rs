@@ -49,8 +49,8 @@ impl Leaving {
 
 impl<S: StoreIo, T: TableIo> Control<S, T> {
     /// Claims a volume, as [`add_volume`](Self::add_volume) does, also one that was refused, lost
-    /// or given up before. `dirty_blocks`: what the shards hold of it that was never pushed. The end
-    /// is told by [`Event::Served`] or [`Event::Refused`], unless it is served already.
+    /// or given up before. `dirty_blocks`: what the shards hold of it that was never pushed.
+    /// [`Event::Served`] or [`Event::Refused`] tell the end, unless it is served already.
     ///
     /// # Errors
     /// In words.
