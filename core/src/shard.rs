@@ -245,7 +245,7 @@ impl<'a> Shard<'a> {
             generation: 0,
             marks: core::iter::repeat_n(NIL, slots).collect(),
             volumes: heapless::Vec::new(),
-            recovered: recovered.entries,
+            recovered: attach::without_void(recovered.entries),
             recovered_crcs: recovered.crcs,
             zero_ranges: alloc::collections::VecDeque::with_capacity(ZERO_RANGES_MAX),
             reclaim: Reclaim::new(),

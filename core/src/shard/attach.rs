@@ -1,5 +1,6 @@
 //! Attaching a volume takes in what recovery found of it; forgetting it voids all the log says.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::volume::{Phase, Volume};
@@ -9,6 +10,23 @@ use crate::limits::ONODE_LEAVES;
 use crate::onode::NIL;
 use crate::recovery::LogEntry;
 use crate::wire::log::{Entry, EntryKind};
+
+/// What recovery found, without what was forgotten since: nobody will ever attach that, and what
+/// waits to be attached keeps reclaim away from its segments.
+pub(super) fn without_void(mut entries: Vec<LogEntry>) -> Vec<LogEntry> {
+    let mut void: BTreeMap<VolumeId, u64> = BTreeMap::new();
+    for LogEntry { at, .. } in &entries {
+        if at.entry.kind == EntryKind::Forget {
+            let seq = void.entry(at.entry.volume).or_insert(at.seq);
+            *seq = at.seq.max(*seq);
+        }
+    }
+    entries.retain(|LogEntry { at, .. }| {
+        let forgotten = void.get(&at.entry.volume).is_some_and(|void| at.seq <= *void);
+        !forgotten && !matches!(at.entry.kind, EntryKind::Forget | EntryKind::Kept)
+    });
+    entries
+}
 
 impl Shard<'_> {
     /// Serves a volume from now on. Of each block the version of the highest epoch counts, among
