@@ -56,6 +56,8 @@ pub(super) struct Held {
     next: Option<Next>,
     /// When the oldest block that no cycle covers became dirty.
     dirty_since: Option<Instant>,
+    /// When it was last seen, or asked, whether the volume is still ours.
+    proved: Instant,
     /// A cycle must start, without waiting for age.
     wanted: bool,
     /// Who waits for the next cycle.
@@ -87,7 +89,7 @@ pub(super) enum Fate {
 
 impl Held {
     /// The volume has just been claimed by `head`.
-    pub(super) fn new(head: Head, superseded: Option<u32>, opened: Opened) -> Self {
+    pub(super) fn new(now: Instant, head: Head, superseded: Option<u32>, opened: Opened) -> Self {
         let key = superseded.map(|number| names::head_key(head.volume, number));
         Self {
             open: Epoch::first_of_term(head.term),
@@ -104,6 +106,7 @@ impl Held {
             flatteners: Vec::new(),
             next: None,
             dirty_since: None,
+            proved: now,
             wanted: false,
             tickets: Vec::new(),
             edits: Vec::new(),
@@ -169,6 +172,7 @@ impl Held {
     pub(super) fn phase(&self) -> Phase {
         match (&self.cycle, &self.next) {
             (Some(_), _) => Phase::Pushing,
+            (None, Some(next)) if !next.head.released => Phase::Pushing,
             (None, Some(_)) => Phase::Releasing,
             (None, None) if self.released => Phase::Releasing,
             (None, None) if self.dirty_since.is_some() => Phase::Dirty,
@@ -215,6 +219,10 @@ impl Held {
                 self.wanted |= !self.detaching;
                 self.detaching = true;
             }
+            Input::Stay => {
+                // A release that is on its way to the store cannot be called back.
+                self.detaching &= self.phase() == Phase::Releasing;
+            }
             Input::Tick => {
                 if let Some(cycle) = &mut self.cycle {
                     cycle.tick(io, &self.head);
@@ -255,6 +263,7 @@ impl Held {
             ToKeeper::Dirtied { .. } => {
                 let since = covering.map_or(&mut self.dirty_since, |cycle| &mut cycle.dirty_since);
                 since.get_or_insert(io.now);
+                self.probe(io);
             }
             ToKeeper::Grown { .. } | ToKeeper::Pressure { .. } | ToKeeper::Sync { .. } => {
                 self.wanted |= covering.is_none();
@@ -266,6 +275,18 @@ impl Held {
                 let cycle = running(&mut self.cycle, epoch);
                 cycle.handle_pushed(io, &self.head, shard);
             }
+        }
+    }
+
+    /// The first write after a rest asks whether the volume is still ours, so that an owner which
+    /// was fenced meanwhile does not take writes until its next commit.
+    fn probe(&mut self, io: &mut Io<'_>) {
+        let rested = self.proved + io.config.push_after < io.now;
+        if rested && self.cycle.is_none() && self.next.is_none() {
+            self.proved = io.now;
+            let number = self.head.number.saturating_add(1);
+            let key = names::head_key(self.head.volume, number);
+            io.start(Task::Probe { number }, Call::Get(key));
         }
     }
 
@@ -300,6 +321,14 @@ impl Held {
             }
             // What stays behind is found by the next owner's scan.
             (Task::Delete, _) => self.deleting -= 1,
+            (Task::Probe { number }, StoreResult::Got(bytes)) => {
+                let found = Head::decode(bytes, self.head.volume, number, io.config.crc32c);
+                if let Some(found) = found.ok().filter(|found| found.nonce != self.head.nonce) {
+                    return Fate::Fenced(Some(claim::owner(&found)));
+                }
+            }
+            // What cannot be read now is left to the next commit.
+            (Task::Probe { .. }, _) => {}
             (Task::LoadPage { .. }, _) => {
                 if let Some(loaded) = self.map.handle_done(io, &self.head, request, result) {
                     self.handle_loaded(io, &loaded);
@@ -469,6 +498,7 @@ impl Held {
 
     /// The next head is the newest: the image is its.
     fn committed_next(&mut self, io: &mut Io<'_>) {
+        self.proved = io.now;
         let Next { head, folds } = self.next.take().expect("a commit is under way");
         let before = core::mem::replace(&mut self.head, head);
         self.supersede_heads(&before);
@@ -575,8 +605,9 @@ impl Held {
         }
         tickets.append(&mut self.flatteners);
         self.collect.abandon(io);
-        self.map.fail_all(io);
+        // First, so that what fails because of it is known to.
         broadcast(io, ToShard::Fenced { volume: io.volume });
+        self.map.fail_all(io);
         for ticket in tickets {
             io.out.push_back(Output::PushDone { ticket, committed: false });
         }

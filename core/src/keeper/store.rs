@@ -48,6 +48,8 @@ pub(super) enum Task {
     Gather,
     /// Rewriting: a pack of copies.
     PutCopy,
+    /// Whether somebody has claimed the volume.
+    Probe { number: u32 },
     /// Something superseded.
     Delete,
 }
@@ -70,6 +72,7 @@ impl Task {
         match self {
             Self::ListHeads | Self::VerifyClaim => "list heads",
             Self::ReadHead { .. } | Self::ConfirmClaim | Self::ConfirmCommit => "read head",
+            Self::Probe { .. } => "look for another owner",
             Self::Claim | Self::Commit => "create head",
             Self::PutPack { .. } => "put pack",
             Self::PutPage { .. } => "put map page",

@@ -148,7 +148,7 @@ impl Shard<'_> {
     pub(super) fn acknowledge(&mut self, task: u32) {
         let (volume, epoch) = (self.tasks.get(task).volume, self.tasks.get(task).epoch);
         let state = &mut self.volumes[volume];
-        let held = state.phase == Phase::Closing && epoch == state.open;
+        let held = state.phase == Phase::Closing && epoch == state.open && !state.gone;
         if held && !self.awaits_commit(task) {
             let state = &mut self.volumes[volume];
             let mut held = state.held.take();

@@ -7,6 +7,8 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec;
 use alloc::vec::Vec;
 
+mod handover;
+
 use super::read::Source;
 use super::*;
 use crate::counters::{Counts, Scrubbed};
@@ -40,6 +42,10 @@ struct World<'a> {
     replies: u64,
     /// How each request ended, by its id.
     answers: BTreeMap<u64, Status>,
+    /// How requests are to end.
+    expected: Status,
+    /// Pushes are never committed.
+    stuck: bool,
 }
 
 fn config(policy: Policy) -> ShardConfig {
@@ -73,6 +79,8 @@ impl<'a> World<'a> {
             read: Vec::new(),
             replies: 0,
             answers: BTreeMap::new(),
+            expected: Status::Ok,
+            stuck: false,
         };
         let blocks = u64::from(OBJECTS * OBJECT_BLOCKS);
         let committed = Epoch(open.0 - 1);
@@ -202,7 +210,7 @@ impl<'a> World<'a> {
             Output::Keeper(ToKeeper::Frozen { .. }) => {
                 self.tell(Input::Keeper(ToShard::Released { volume: VOLUME }));
             }
-            Output::Keeper(ToKeeper::Pushed { epoch, .. }) => {
+            Output::Keeper(ToKeeper::Pushed { epoch, .. }) if !self.stuck => {
                 self.tell(Input::Keeper(ToShard::Committed { volume: VOLUME, epoch }));
             }
             Output::Keeper(_) => {}
@@ -221,7 +229,7 @@ impl<'a> World<'a> {
         self.request(kind, advice, first, count);
         self.settle();
         assert_eq!(self.replies, replies + 1);
-        assert_eq!(self.answers[&1], Status::Ok);
+        assert_eq!(self.answers[&1], self.expected);
     }
 
     /// Hands a request in, and nothing more.

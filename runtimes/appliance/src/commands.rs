@@ -1,6 +1,8 @@
 //! The commands beside `serve` and `check`. They ask the running server; what concerns only the
 //! store is done without one too.
 
+mod handover;
+
 use serde::Serialize;
 
 use crate::api::{
@@ -115,6 +117,10 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
         VolumeCommand::Import(args) => transfer::import(common, args)?,
         VolumeCommand::Export(args) => transfer::export(common, args)?,
         VolumeCommand::Scrub { name } => scrub(&mut Server::connect(&common.data()?)?, name)?,
+        VolumeCommand::Attach { name, takeover } => handover::attach(common, name, *takeover)?,
+        VolumeCommand::Detach { name, cancel } => handover::detach(common, name, *cancel)?,
+        VolumeCommand::Salvage { name, file } => handover::salvage(common, name, file)?,
+        VolumeCommand::Forget { name, force } => handover::forget(common, name, *force)?,
         VolumeCommand::Push { name } => push_volume(&mut Server::connect(&common.data()?)?, name)?,
     }
     Ok(())

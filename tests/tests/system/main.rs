@@ -16,6 +16,7 @@ mod clients;
 mod damage;
 mod durability;
 mod hammer;
+mod handover;
 mod memory;
 mod modes;
 mod outage;

@@ -15,7 +15,7 @@ fn stored_bytes(volume: &VolumeStatus) -> u64 {
 
 /// How far pushes are. What clients write meanwhile can make more of it, never less.
 #[derive(Debug)]
-struct Progress {
+pub(super) struct Progress {
     /// Stored when the push was asked for, and what was to be stored then.
     stored_bytes: u64,
     total_bytes: u64,
@@ -24,7 +24,7 @@ struct Progress {
 impl Progress {
     /// What is done and what there is to do by now, if so much is stored and so much of the running
     /// pushes is not.
-    fn of(&mut self, stored_bytes: u64, backlog_bytes: u64) -> Answer {
+    pub(super) fn of(&mut self, stored_bytes: u64, backlog_bytes: u64) -> Answer {
         let done_bytes = stored_bytes.saturating_sub(self.stored_bytes);
         self.total_bytes = self.total_bytes.max(done_bytes + backlog_bytes);
         Answer::Progress { done_bytes, total_bytes: self.total_bytes }
@@ -34,12 +34,7 @@ impl Progress {
 impl Server {
     /// Pushes volumes and says how far it is.
     pub(super) async fn push(&self, which: &[VolumeStatus], out: &mut Lines) -> Result<(), String> {
-        let shards = self.report_shards().await;
-        let still = |volume| self.still_to_put(volume, &shards);
-        let mut progress = Progress {
-            stored_bytes: which.iter().map(stored_bytes).sum(),
-            total_bytes: which.iter().map(still).sum(),
-        };
+        let mut progress = self.progress_of(which).await;
         let mut waiting = Vec::new();
         for volume in which {
             let ticket = self.control.borrow_mut().push(self.now(), volume.uuid);
@@ -72,8 +67,18 @@ impl Server {
         if failed.is_empty() { Ok(()) } else { Err(failed.join("\n")) }
     }
 
+    /// A push of these volumes begins.
+    pub(super) async fn progress_of(&self, which: &[VolumeStatus]) -> Progress {
+        let shards = self.report_shards().await;
+        let still = |volume| self.still_to_put(volume, &shards);
+        Progress {
+            stored_bytes: which.iter().map(stored_bytes).sum(),
+            total_bytes: which.iter().map(still).sum(),
+        }
+    }
+
     /// What these volumes have stored, and what of their running pushes is not.
-    fn how_far(&self, which: &[VolumeStatus]) -> (u64, u64) {
+    pub(super) fn how_far(&self, which: &[VolumeStatus]) -> (u64, u64) {
         let now = self.control.borrow().volumes();
         let of_these = now.iter().filter(|now| which.iter().any(|volume| volume.uuid == now.uuid));
         of_these.fold((0, 0), |(stored, backlog), volume| {
