@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod snapshot;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -8,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use heeler_core::policy::Policy;
 use heeler_replay::{CacheSize, SizeError};
 
+use self::snapshot::{CloneArgs, SnapshotCommand};
 use crate::setting::{Setting, Switch};
 use crate::settings::Listen;
 use crate::size::{Memory, Size};
@@ -38,6 +41,13 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: VolumeCommand,
     },
+    /// Make, list, delete or serve snapshots, or go back to one
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
+    /// Make a volume with the content of a snapshot, at once
+    Clone(CloneArgs),
     /// Inspect, flush or purge the cache of the running server
     Cache {
         #[command(subcommand)]
@@ -144,6 +154,14 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// Show volumes, their snapshots, and the clones of these
+    Tree {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
     /// Show what is known of a volume
     Info {
         /// Which
@@ -158,7 +176,7 @@ pub(crate) enum VolumeCommand {
     Delete {
         /// Which
         name: String,
-        /// Also if it is in use, dirty, broken or another server's
+        /// Also if it is in use, dirty, broken, another server's, or has snapshots
         #[arg(long)]
         force: bool,
         #[command(flatten)]

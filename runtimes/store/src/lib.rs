@@ -2,8 +2,8 @@
 //! in the store, and the offline check.
 //!
 //! Everything here runs on the control thread (or in a command of its own), never on a data core.
-//! [`Store`] is the client; [`volumes`] creates, lists and deletes volumes; [`check`] reads a
-//! volume's image from its head down to the blocks; [`fault`] makes a store misbehave, for tests.
+//! [`Store`] is the client; [`volumes`] creates, lists and deletes volumes, [`snapshots`] does so
+//! with snapshots and clones; [`check`] reads a volume's image from its head down to the blocks; [`fault`] makes a store misbehave, for tests.
 #![deny(unsafe_code, missing_docs)]
 
 mod backend;
@@ -11,6 +11,7 @@ pub mod check;
 mod config;
 mod error;
 pub mod fault;
+pub mod snapshots;
 mod store;
 pub mod volumes;
 

@@ -2,7 +2,7 @@
 
 use heeler_core::ids::{BLOCK_BYTES, VolumeId};
 use heeler_core::keeper::{self, Attached, Keeper, Phase};
-use heeler_core::wire::head::Settings;
+use heeler_core::wire::head::{Settings, Source};
 use heeler_core::wire::names::{Nonce, Uuid};
 
 use crate::mail::ExportInfo;
@@ -36,6 +36,8 @@ pub(super) struct Volume {
     pub(super) life: u64,
     pub(super) nonce: Nonce,
     pub(super) takeover: bool,
+    /// It is this snapshot, served read-only.
+    pub(super) view: Option<Source>,
     pub(super) state: State,
     pub(super) attached: Option<Attached>,
     /// Store operations under way.
@@ -56,7 +58,7 @@ impl Volume {
             volume: self.number,
             bytes: attached.blocks * BLOCK_BYTES as u64,
             object_shift: attached.object_shift,
-            read_only: false,
+            read_only: self.view.is_some(),
         })
     }
 
@@ -80,6 +82,7 @@ impl Volume {
             object_shift: self.attached.as_ref().map_or(0, |attached| attached.object_shift),
             created_unix_secs: self.attached.as_ref().map_or(0, |a| a.created_unix_secs),
             settings: self.attached.as_ref().map(|attached| attached.settings.clone()),
+            parent: self.attached.as_ref().and_then(|attached| attached.parent),
             last_failure: keeper.last_failure.map(|failure| {
                 let text = failure.note.and_then(note);
                 let why = text.unwrap_or_else(|| "the answer makes no sense".into());
@@ -111,6 +114,8 @@ pub struct VolumeStatus {
     pub created_unix_secs: u64,
     /// What an operator says of it; `None` until it was ours.
     pub settings: Option<Settings>,
+    /// Of a clone: the snapshot that it was made from.
+    pub parent: Option<Source>,
     /// The keeper's figures.
     pub keeper: keeper::Status,
     /// The last store operation that failed, also when it is over.
