@@ -42,6 +42,8 @@ pub enum Advice {
     /// What is being written, and what the store lacks, is taken from where it is. What is known of
     /// the use of the blocks stays as it is.
     BypassClean,
+    /// It is to be saved from a volume that is gone: dirty blocks are read all the same.
+    Salvage,
 }
 
 /// Which of a volume's data stays in RAM when a request says nothing else.
@@ -235,6 +237,12 @@ pub enum ToShard {
     },
     /// Another owner has the volume: refuse everything from now on, keep what is dirty.
     Fenced {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// The volume was given up, with everything pushed: refuse everything from now on, and keep
+    /// what is clean until `Attach` says that it is still good, or `Forget` that it is not.
+    Detach {
         /// The volume.
         volume: VolumeId,
     },

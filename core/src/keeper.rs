@@ -235,6 +235,9 @@ pub enum Input<'a> {
     /// [`Output::Fenced`]); at once if the volume has not been claimed yet. The front ends must
     /// have stopped writing.
     Detach,
+    /// Keep the volume after all, if it is not too late: it is while [`Keeper::phase`] says
+    /// [`Phase::Releasing`] after this.
+    Stay,
     /// The end of a store operation.
     StoreDone {
         /// Which.
@@ -496,8 +499,8 @@ impl fmt::Display for Refusal {
         match self {
             Self::Owned(owner) => write!(
                 f,
-                "owned by {owner}; stop that server, or take the volume with --takeover \
-                 (what that server has not pushed yet will not be in it)"
+                "owned by {owner}; detach it there, or take it with --takeover (what that \
+                 server has not pushed yet will not be in it)"
             ),
             Self::Stale { dirty_blocks, owner } => write!(
                 f,
@@ -840,7 +843,7 @@ fn attach(io: &mut Io<'_>, mut claimed: Box<Claimed>) -> State {
         return State::Opening(claimed);
     };
     let Claimed { head, superseded, ours, detach, .. } = *claimed;
-    let mut held = Box::new(Held::new(head, superseded, opened));
+    let mut held = Box::new(Held::new(io.now, head, superseded, opened));
     io.out.push_back(Output::Attached(Attached {
         volume: io.volume,
         name: held.head.name.clone(),

@@ -8,8 +8,8 @@
 //! Which file does what: `request` takes requests in and answers them, `read` collects blocks
 //! (`fill` brings them in), `write` puts them into the log, `discard` takes them away, `durable`
 //! waits for flushes, `push` hands closed epochs to the keeper, `reclaim` makes room in the log,
-//! `attach` takes in what recovery found, `scrub` finds what is to be checked, `index`
-//! keeps every reference to a block consistent.
+//! `attach` takes in what recovery found, `scrub` finds what is to be checked, `salvage`
+//! what is to be saved, `index` keeps every reference to a block consistent.
 
 mod attach;
 mod budget;
@@ -21,6 +21,7 @@ mod push;
 mod read;
 mod reclaim;
 mod request;
+mod salvage;
 mod scrub;
 mod task;
 mod volume;
@@ -32,7 +33,7 @@ use alloc::vec::Vec;
 use crate::buffer::{BufferStorage, Buffers};
 use crate::config::ShardConfig;
 use crate::counters::Traffic;
-use crate::event::{Input, Output, PushRun, Rejected, Status};
+use crate::event::{Advice, Input, Output, PushRun, Rejected, Status};
 use crate::ids::{BlockRef, OpId, PageId, VolumeId};
 use crate::limits::{REQUEST_BLOCKS_MAX, VOLUMES_MAX};
 use crate::onode::{NIL, OnodeStorage, Onodes};
@@ -43,6 +44,7 @@ use budget::Progress;
 pub use budget::{Budget, BudgetReport};
 use fill::{FILLS_MAX, Fills};
 use reclaim::Reclaim;
+pub use salvage::{DirtyKind, DirtyRun, DirtyScan, SalvageAt};
 pub use scrub::{LogRun, Scan, ScrubAt};
 use task::{Fifo, Tasks};
 use volume::Volume;
@@ -496,7 +498,8 @@ impl<'a> Shard<'a> {
 
     /// Counts something for a task's volume and for the shard, if a client wanted it.
     fn count(&mut self, task: u32, add: impl Fn(&mut Traffic)) {
-        if self.bypasses(task) {
+        let advice = self.tasks.get(task).request().advice;
+        if matches!(advice, Advice::BypassClean | Advice::Salvage) {
             return;
         }
         let volume = self.tasks.get(task).volume;

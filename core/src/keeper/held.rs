@@ -49,6 +49,8 @@ pub(super) struct Held {
     next: Option<Next>,
     /// When the oldest block that no cycle covers became dirty.
     dirty_since: Option<Instant>,
+    /// When it was last seen, or asked, whether the volume is still ours.
+    proved: Instant,
     /// A cycle must start, without waiting for age.
     wanted: bool,
     /// Who waits for the next cycle.
@@ -80,7 +82,7 @@ pub(super) enum Fate {
 
 impl Held {
     /// The volume has just been claimed by `head`.
-    pub(super) fn new(head: Head, superseded: Option<u32>, opened: Opened) -> Self {
+    pub(super) fn new(now: Instant, head: Head, superseded: Option<u32>, opened: Opened) -> Self {
         let key = superseded.map(|number| names::head_key(head.volume, number));
         Self {
             open: Epoch::first_of_term(head.term),
@@ -95,6 +97,7 @@ impl Held {
             tail_bytes: opened.tail_bytes,
             next: None,
             dirty_since: None,
+            proved: now,
             wanted: false,
             tickets: Vec::new(),
             edits: Vec::new(),
@@ -152,6 +155,7 @@ impl Held {
     pub(super) fn phase(&self) -> Phase {
         match (&self.cycle, &self.next) {
             (Some(_), _) => Phase::Pushing,
+            (None, Some(next)) if !next.head.released => Phase::Pushing,
             (None, Some(_)) => Phase::Releasing,
             (None, None) if self.released => Phase::Releasing,
             (None, None) if self.dirty_since.is_some() => Phase::Dirty,
@@ -193,6 +197,10 @@ impl Held {
                 // The last cycle starts now, so that it covers what is dirty without our knowing.
                 self.wanted |= !self.detaching;
                 self.detaching = true;
+            }
+            Input::Stay => {
+                // A release that is on its way to the store cannot be called back.
+                self.detaching &= self.phase() == Phase::Releasing;
             }
             Input::Tick => {
                 if let Some(cycle) = &mut self.cycle {
@@ -237,6 +245,7 @@ impl Held {
             ToKeeper::Dirtied { .. } => {
                 let since = covering.map_or(&mut self.dirty_since, |cycle| &mut cycle.dirty_since);
                 since.get_or_insert(io.now);
+                self.probe(io);
             }
             ToKeeper::Pressure { .. } => self.wanted |= covering.is_none(),
             ToKeeper::Frozen { epoch, blocks, .. } => {
@@ -249,6 +258,18 @@ impl Held {
         }
     }
 
+    /// The first write after a rest asks whether the volume is still ours, so that an owner which
+    /// was fenced meanwhile does not take writes until its next commit.
+    fn probe(&mut self, io: &mut Io<'_>) {
+        let rested = self.proved + io.config.push_after < io.now;
+        if rested && self.cycle.is_none() && self.next.is_none() {
+            self.proved = io.now;
+            let number = self.head.number.saturating_add(1);
+            let key = names::head_key(self.head.volume, number);
+            io.start(Task::Probe { number }, Call::Get(key));
+        }
+    }
+
     /// The end of a store operation.
     pub(super) fn handle_done(
         &mut self,
@@ -258,6 +279,14 @@ impl Held {
     ) -> Fate {
         match (request.task, result) {
             (Task::Delete, _) => self.deleting -= 1,
+            (Task::Probe { number }, StoreResult::Got(bytes)) => {
+                let found = Head::decode(bytes, self.head.volume, number, io.config.crc32c);
+                if let Some(found) = found.ok().filter(|found| found.nonce != self.head.nonce) {
+                    return Fate::Fenced(Some(claim::owner(&found)));
+                }
+            }
+            // What cannot be read now is left to the next commit.
+            (Task::Probe { .. }, _) => {}
             (Task::LoadPage { .. }, _) => {
                 if let Some((page, base)) = self.map.handle_done(io, &self.head, request, result) {
                     let checkpoint = self.checkpoint.as_mut().expect("it waits for the page");
@@ -387,6 +416,7 @@ impl Held {
 
     /// The next head is the newest: the image is its.
     fn committed_next(&mut self, io: &mut Io<'_>) {
+        self.proved = io.now;
         let Next { head, folds } = self.next.take().expect("a commit is under way");
         let before = core::mem::replace(&mut self.head, head);
         self.supersede_heads(&before);
@@ -471,8 +501,9 @@ impl Held {
             cycle.abandon(io);
             tickets.append(&mut cycle.tickets);
         }
-        self.map.fail_all(io);
+        // First, so that what fails because of it is known to.
         broadcast(io, ToShard::Fenced { volume: io.volume });
+        self.map.fail_all(io);
         for ticket in tickets {
             io.out.push_back(Output::PushDone { ticket, committed: false });
         }

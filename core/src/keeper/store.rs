@@ -35,6 +35,8 @@ pub(super) enum Task {
     Commit,
     /// What became of the next head.
     ConfirmCommit,
+    /// Whether somebody has claimed the volume.
+    Probe { number: u32 },
     /// Something superseded.
     Delete,
 }
@@ -44,6 +46,7 @@ impl Task {
         match self {
             Self::ListHeads | Self::VerifyClaim => "list heads",
             Self::ReadHead { .. } | Self::ConfirmClaim | Self::ConfirmCommit => "read head",
+            Self::Probe { .. } => "look for another owner",
             Self::Claim | Self::Commit => "create head",
             Self::PutPack { .. } => "put pack",
             Self::PutPage { .. } => "put map page",

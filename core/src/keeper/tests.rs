@@ -2,6 +2,8 @@
 //! and loses what it can. After every change of the store the image is decoded from scratch
 //! and compared with the cut that its head names.
 
+mod handover;
+
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -438,7 +440,7 @@ impl World {
                 shard.fenced = true;
                 shard.to_push = None;
             }
-            ToShard::Forget { .. } => panic!("the keeper forgets nothing"),
+            ToShard::Detach { .. } | ToShard::Forget { .. } => panic!("the driver says so"),
         }
         true
     }

@@ -21,8 +21,10 @@ impl Shard<'_> {
         open: Epoch,
         committed: Epoch,
     ) {
-        assert!(self.volume_index(id).is_none(), "a volume is attached once");
         assert!(open > committed);
+        if let Some(index) = self.volume_index(id) {
+            return self.attach_again(index, object_shift, blocks, open, committed);
+        }
         let volume = Volume::new(id, object_shift, blocks, open, committed);
         let free = self.volumes.iter().position(|slot| slot.id == VolumeId(NIL));
         let index = match free {
@@ -48,6 +50,28 @@ impl Shard<'_> {
         if self.recovered.is_empty() {
             self.recovered_crcs = Vec::new();
         }
+    }
+
+    /// Serves a volume again that was given up with everything pushed: what is cached is clean, and
+    /// nobody changed the image since.
+    fn attach_again(
+        &mut self,
+        index: usize,
+        object_shift: u8,
+        blocks: u64,
+        open: Epoch,
+        committed: Epoch,
+    ) {
+        while self.volumes[index].phase == Phase::Cleaning {
+            self.clean_slice(index);
+        }
+        let before = &self.volumes[index];
+        let given_up = before.gone && !before.forget && before.phase == Phase::Idle;
+        assert!(given_up && before.dirty == [0; 2], "a volume is attached once");
+        let traffic = before.traffic;
+        let again = Volume::new(before.id, object_shift, blocks, open, committed);
+        assert_eq!(before.object_blocks, again.object_blocks, "objects keep their size");
+        self.volumes[index] = Volume { tasks: before.tasks, traffic, ..again };
     }
 
     /// The entries of a volume that count, out of those that wait.

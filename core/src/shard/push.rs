@@ -50,7 +50,7 @@ impl Shard<'_> {
                 }
             }
             ToShard::Committed { volume, epoch } => self.commit(volume, epoch),
-            ToShard::Fenced { volume } => {
+            ToShard::Fenced { volume } | ToShard::Detach { volume } => {
                 if let Some(index) = self.volume_index(volume) {
                     self.volumes[index].gone = true;
                     self.let_go(index);
@@ -114,7 +114,7 @@ impl Shard<'_> {
         }
     }
 
-    fn clean_slice(&mut self, volume: usize) {
+    pub(super) fn clean_slice(&mut self, volume: usize) {
         let parity = self.volumes[volume].closed().parity();
         for _ in 0..CLEAN_SLICE {
             let onode = self.volumes[volume].cursor.onode;

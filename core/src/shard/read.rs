@@ -104,7 +104,7 @@ impl Shard<'_> {
         let task = self.tasks.get(task);
         match task.request().advice {
             Advice::WillNeed => true,
-            Advice::DontNeed => false,
+            Advice::DontNeed | Advice::Salvage => false,
             Advice::None => self.volumes[task.volume].buffering.reads,
             // What a scrub of the cache fetches again belongs there.
             Advice::BypassClean => task.request().kind == RequestKind::Cache,
@@ -564,11 +564,13 @@ impl Shard<'_> {
         }
     }
 
-    /// A task with a block that cannot be had fails.
+    /// A task with a block that cannot be had fails. If its volume was lost meanwhile, that is why.
     pub(super) fn note_lost(&mut self, task: u32) {
-        let held = &self.tasks.get(task).held;
-        if held.iter().any(|block| block.held == Held::Lost) {
-            self.fail(task, Status::Io);
+        let slot = self.tasks.get(task);
+        if slot.held.iter().any(|block| block.held == Held::Lost) {
+            let saved = slot.request().advice == Advice::Salvage;
+            let gone = self.volumes[slot.volume].gone && !saved;
+            self.fail(task, if gone { Status::Gone } else { Status::Io });
         }
     }
 

@@ -3,7 +3,7 @@
 use super::read::{Collected, Source};
 use super::task::{Held, TaskKind};
 use super::{Op, Shard};
-use crate::event::{Output, Rejected, Reply, Request, RequestKind, Status};
+use crate::event::{Advice, Output, Rejected, Reply, Request, RequestKind, Status};
 use crate::ids::{BLOCK_BYTES, BlockRef, OpId, PageId};
 use crate::limits::REQUEST_BLOCKS_MAX;
 use crate::onode::NIL;
@@ -31,7 +31,8 @@ impl Shard<'_> {
             return Err(Rejected);
         }
         let found = self.volume_index(request.volume);
-        let volume = found.filter(|index| !self.volumes[*index].gone);
+        let saved = request.advice == Advice::Salvage;
+        let volume = found.filter(|index| saved || !self.volumes[*index].gone);
         let kind = TaskKind::Client(request);
         let task = self.tasks.start(kind, volume.unwrap_or(NO_VOLUME), self.now);
         let task = task.expect("tasks are left");
@@ -95,7 +96,7 @@ impl Shard<'_> {
     pub(super) fn try_read(&mut self, task: u32) -> bool {
         let request = self.tasks.get(task).request();
         let volume = self.tasks.get(task).volume;
-        if self.volumes[volume].gone {
+        if self.volumes[volume].gone && request.advice != Advice::Salvage {
             self.drop_change(task, Status::Gone);
             return true;
         }

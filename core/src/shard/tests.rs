@@ -5,6 +5,8 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec;
 use alloc::vec::Vec;
 
+mod handover;
+
 use super::read::Source;
 use super::*;
 use crate::counters::{Counts, Scrubbed};
@@ -35,6 +37,10 @@ struct World<'a> {
     /// What the last read gave.
     read: Vec<u32>,
     replies: u64,
+    /// How requests are to end.
+    expected: Status,
+    /// Pushes are never committed.
+    stuck: bool,
 }
 
 fn config(policy: Policy) -> ShardConfig {
@@ -67,6 +73,8 @@ impl<'a> World<'a> {
             open,
             read: Vec::new(),
             replies: 0,
+            expected: Status::Ok,
+            stuck: false,
         };
         let blocks = u64::from(OBJECTS * OBJECT_BLOCKS);
         let committed = Epoch(open.0 - 1);
@@ -105,7 +113,7 @@ impl<'a> World<'a> {
     }
 
     fn answered(&mut self, reply: &Reply) {
-        assert_eq!(reply.status, Status::Ok);
+        assert_eq!(reply.status, self.expected);
         self.replies += 1;
         let blocks = self.shard.reply_blocks().to_vec();
         match reply.kind {
@@ -129,6 +137,10 @@ impl<'a> World<'a> {
         let mut blocks = self.shard.batch_blocks().to_vec().into_iter();
         for run in self.shard.batch_runs().to_vec() {
             for block in run.first..run.first + run.count {
+                if run.zero {
+                    self.store.remove(&(run.object, block));
+                    continue;
+                }
                 let page = blocks.next().expect("a page for each block").page;
                 self.store.insert((run.object, block), self.pages[page.0 as usize]);
             }
@@ -188,7 +200,7 @@ impl<'a> World<'a> {
             Output::Keeper(ToKeeper::Frozen { .. }) => {
                 self.tell(Input::Keeper(ToShard::Released { volume: VOLUME }));
             }
-            Output::Keeper(ToKeeper::Pushed { epoch, .. }) => {
+            Output::Keeper(ToKeeper::Pushed { epoch, .. }) if !self.stuck => {
                 self.tell(Input::Keeper(ToShard::Committed { volume: VOLUME, epoch }));
             }
             Output::Keeper(_) => {}

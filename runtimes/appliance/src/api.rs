@@ -1,6 +1,8 @@
 //! What the admin socket carries: one JSON value a line. A client sends one request and reads lines
 //! until one is not progress.
 
+use std::path::PathBuf;
+
 use heeler_core::ages::WINDOWS;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +51,16 @@ pub(crate) enum Request {
     SnapshotServe { name: String, stop: bool },
     /// Answered by nothing, when it is served.
     Clone { from: String, name: String },
+    /// Answered by nothing, when the volume is served.
+    VolumeAttach { name: String, takeover: bool },
+    /// Answered by nothing, when it is done. It is called off if the client goes.
+    VolumeDetach { name: String },
+    /// Calls a detach off. Answered by nothing.
+    VolumeStay { name: String },
+    /// [`Salvaged`], when it is done. The path is absolute.
+    VolumeSalvage { name: String, path: PathBuf },
+    /// [`Purged`].
+    VolumeForget { name: String, force: bool },
     /// [`CacheReport`], of one shard or of all; of one volume or of all.
     CacheInfo { volume: Option<String>, shard: Option<u16> },
     /// [`Resized`], when it is done.
@@ -80,8 +92,8 @@ pub(crate) struct VolumeLine {
     pub(crate) uuid: String,
     pub(crate) size_bytes: u64,
     pub(crate) object_bytes: u64,
-    /// Of a server's own volume: starting, served, refused, fenced, released, deleting; else
-    /// free, owned or broken.
+    /// Of a server's own volume: starting, served, detaching, refused, fenced, detached, deleting;
+    /// else free, owned or broken.
     pub(crate) state: String,
     /// Of refused, fenced and broken: why, and what to do.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -115,6 +127,39 @@ pub(crate) struct VolumeInfo {
     /// Of a server's own volume.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) push: Option<PushInfo>,
+    /// What the cache holds of a volume that it lost, or was refused, and cannot push.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) stranded: Option<StrandedInfo>,
+}
+
+/// Dirty blocks that cannot be pushed.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct StrandedInfo {
+    pub(crate) bytes: u64,
+    /// How many ranges there are. The first ones follow.
+    pub(crate) ranges: u64,
+    pub(crate) first: Vec<DirtyRange>,
+}
+
+/// Neighbouring dirty blocks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct DirtyRange {
+    pub(crate) offset_bytes: u64,
+    pub(crate) length_bytes: u64,
+    /// data, zero or lost.
+    pub(crate) kind: String,
+}
+
+/// What a salvage wrote.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Salvaged {
+    /// Bytes of data, of zeroes, and of what could not be read.
+    pub(crate) data_bytes: u64,
+    pub(crate) zero_bytes: u64,
+    pub(crate) lost_bytes: u64,
+    pub(crate) ranges: u64,
+    /// The list of them.
+    pub(crate) map: PathBuf,
 }
 
 /// A snapshot in a list.

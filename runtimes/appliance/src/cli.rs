@@ -36,7 +36,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve volumes until SIGTERM or SIGINT
     Serve(ServeArgs),
-    /// Make, list, inspect, delete, push, set or scrub volumes
+    /// Make, list, inspect, delete, push, set, scrub, attach or detach volumes
     Volume {
         #[command(subcommand)]
         command: VolumeCommand,
@@ -196,6 +196,39 @@ pub(crate) enum VolumeCommand {
         settings: Vec<Setting>,
         #[command(flatten)]
         store: StoreArgs,
+    },
+    /// Claim a volume of the store and serve it
+    Attach {
+        /// Which
+        name: String,
+        /// Also if its owner has not released it, or this cache holds older dirty data of it: that,
+        /// and what its owner had not pushed, will not be in it
+        #[arg(long)]
+        takeover: bool,
+    },
+    /// Push what is dirty, disconnect clients and give the volume up, for another server to attach
+    Detach {
+        /// Which
+        name: String,
+        /// Call off a detach that is under way: the volume goes on being served
+        #[arg(long)]
+        cancel: bool,
+    },
+    /// Save what the cache holds of a volume that was lost to another server before it was pushed:
+    /// a sparse raw image of the dirty blocks, and the list of them in FILE.map
+    Salvage {
+        /// Which
+        name: String,
+        /// The image, which must not exist
+        file: PathBuf,
+    },
+    /// Drop what the cache holds of a volume that is not served
+    Forget {
+        /// Which
+        name: String,
+        /// Dirty data too: it is lost
+        #[arg(long)]
+        force: bool,
     },
     /// Read everything that the cache device holds of a served volume, compare it with its
     /// checksums, and repair what is damaged from RAM or the store

@@ -1,6 +1,7 @@
 //! The commands beside `serve` and `check`. They ask the running server; what concerns only the
 //! store is done without one too.
 
+mod handover;
 pub(crate) mod snapshot;
 
 use serde::Serialize;
@@ -136,6 +137,10 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
         }
         VolumeCommand::Set { name, settings, store } => set(common, name, settings, store)?,
         VolumeCommand::Scrub { name } => scrub(&mut Server::connect(&common.data()?)?, name)?,
+        VolumeCommand::Attach { name, takeover } => handover::attach(common, name, *takeover)?,
+        VolumeCommand::Detach { name, cancel } => handover::detach(common, name, *cancel)?,
+        VolumeCommand::Salvage { name, file } => handover::salvage(common, name, file)?,
+        VolumeCommand::Forget { name, force } => handover::forget(common, name, *force)?,
         VolumeCommand::Push { name } => {
             let mut server = Server::connect(&common.data()?)?;
             push(&mut server, &Request::VolumePush { name: name.clone() })?;

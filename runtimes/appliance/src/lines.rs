@@ -51,7 +51,7 @@ pub(crate) fn of_info(name: &str, info: &Info) -> VolumeInfo {
         pack_bytes: info.pack_bytes,
         buffered_read: info.head.settings.buffering.reads,
         buffered_write: info.head.settings.buffering.writes,
-        push: None,
+        ..VolumeInfo::default()
     }
 }
 
@@ -73,9 +73,11 @@ pub(crate) fn of_status(status: &VolumeStatus) -> VolumeLine {
 pub(crate) fn better(line: &mut VolumeLine, status: &VolumeStatus, dirty_blocks: Option<u64>) {
     line.state = status.state.into();
     line.reason.clone_from(&status.reason);
-    if status.blocks > 0 {
+    if status.is_served() {
         line.head = status.keeper.head;
         line.epoch = status.keeper.committed.0;
+    }
+    if status.in_shards {
         line.dirty_bytes = dirty_blocks.map(bytes);
     }
 }

@@ -163,7 +163,7 @@ async fn control_thread(settings: &Settings, parts: Parts) -> Result<(), String>
     let takeover = settings.takeover;
     let volumes = find_volumes(server.clone(), takeover);
     tokio::select! {
-        ended = server.run(parker, event) => ended.map_err(failed("the control thread"))?,
+        ended = server.clone().run(parker, event) => ended.map_err(failed("the control thread"))?,
         fatal = volumes => return Err(fatal),
     }
     let lost = server.lost();

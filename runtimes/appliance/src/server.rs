@@ -1,9 +1,11 @@
 //! The control thread of a running server: turns the control loop, and answers the admin socket.
 
+mod handover;
+mod salvage;
 mod snapshot;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::future::pending;
 use std::io;
@@ -83,6 +85,8 @@ pub(crate) struct Server {
     waiters: RefCell<HashMap<Ticket, oneshot::Sender<Event>>>,
     /// A volume was served or refused.
     changed: Notify,
+    /// Refused volumes of which it is being found out what is dirty.
+    settling: RefCell<BTreeSet<Uuid>>,
     facts: Facts,
     start: std::time::Instant,
     draining: Cell<bool>,
@@ -127,6 +131,7 @@ impl Server {
             wake,
             waiters: RefCell::default(),
             changed: Notify::new(),
+            settling: RefCell::default(),
             facts,
             start,
             draining: Cell::new(false),
@@ -140,7 +145,11 @@ impl Server {
     }
 
     /// Turns the loop until everything has been drained and stopped.
-    pub(crate) async fn run(&self, mut parker: Parker, event: Arc<wires::Event>) -> io::Result<()> {
+    pub(crate) async fn run(
+        self: Rc<Self>,
+        mut parker: Parker,
+        event: Arc<wires::Event>,
+    ) -> io::Result<()> {
         // To the reactor an eventfd is like a pipe; a read takes the count and ends readiness.
         let rung = pipe::Receiver::from_owned_fd_unchecked(event.as_fd().try_clone_to_owned()?)?;
         loop {
@@ -199,7 +208,7 @@ impl Server {
 
     /// Waits until every volume is served or refused.
     pub(crate) async fn settled(&self) {
-        while self.control.borrow().volumes().iter().any(|volume| volume.state == "starting") {
+        while self.control.borrow().volumes().iter().any(|volume| self.is_settling(volume)) {
             self.changed.notified().await;
         }
     }
@@ -218,11 +227,16 @@ impl Server {
         bytes(shards.iter().map(|shard| shard.usage.dirty_blocks).sum())
     }
 
-    fn pass_on(&self, event: Event) {
+    fn pass_on(self: &Rc<Self>, event: Event) {
         let ticket = match &event {
-            Event::Pushed { ticket, .. } | Event::Report { ticket, .. } => *ticket,
-            Event::EditRefused { ticket, .. } => *ticket,
-            Event::Quiet { ticket } => *ticket,
+            Event::Pushed { ticket, .. }
+            | Event::Report { ticket, .. }
+            | Event::Quiet { ticket }
+            | Event::EditRefused { ticket, .. }
+            | Event::Detached { ticket, .. }
+            | Event::Dirty { ticket, .. }
+            | Event::Salvaged { ticket, .. } => *ticket,
+            Event::Stale { volume } => return self.settle_stale(*volume),
             Event::Served { name } | Event::Refused { name, .. } => {
                 let status = self.control.borrow().volumes();
                 if let Some(status) = status.iter().find(|status| status.name == *name) {
@@ -270,18 +284,8 @@ impl Server {
     async fn serve_made(&self, head: &Head) -> Result<(), String> {
         let name = &head.name;
         self.add_volume(head.volume, name, false);
-        loop {
-            let Some(status) = self.find(name) else {
-                return Err(format!("volume '{name}' was made, but the server is draining"));
-            };
-            match (status.state, status.reason) {
-                ("starting", _) => self.changed.notified().await,
-                ("refused", Some(reason)) => {
-                    return Err(format!("volume '{name}' was made, but is not served: {reason}"));
-                }
-                _ => return Ok(()),
-            }
-        }
+        let served = self.served(head.volume, name).await;
+        served.map_err(|reason| format!("volume '{name}' was made, but is not served: {reason}"))
     }
 
     /// The volumes of the store, or, if it does not answer, those that this server knows.
@@ -321,13 +325,16 @@ impl Server {
                 info.buffered_write = settings.buffering.writes;
             }
             info.push = Some(lines::push_info(&status, since / 1_000_000_000));
+            if status.is_stranded() {
+                info.stranded = Some(self.dirty_map(&status).await.info());
+            }
         }
         Ok(info)
     }
 
     /// Changes a volume's settings: here at once, and in the store.
     async fn set(&self, name: &str, changes: &[Setting]) -> Result<(), String> {
-        let served = self.find(name).filter(|status| status.state == "served");
+        let served = self.find(name).filter(VolumeStatus::is_served);
         let Some((volume, now)) = served.and_then(|status| Some((status.uuid, status.settings?)))
         else {
             return set_stored(&self.store, name, changes).await;
@@ -350,7 +357,7 @@ impl Server {
 
     /// Reads all that the cache device holds of a volume, and says how far it is.
     async fn scrub(&self, name: &str, out: &mut Lines) -> Result<Scrubbed, String> {
-        let served = self.find(name).filter(|status| status.state == "served");
+        let served = self.find(name).filter(VolumeStatus::is_served);
         let volume = served.ok_or_else(|| format!("this server serves no volume '{name}'"))?;
         let lost = || format!("volume '{name}' was closed before the scrub was done");
         let state = async || counters::scrub_of(&self.report_shards().await, volume.number);
@@ -384,7 +391,7 @@ impl Server {
         let Some(status) = self.find(name) else {
             return self.delete_stored(name, force).await;
         };
-        let ours = matches!(status.state, "served" | "deleting");
+        let ours = status.is_served() || status.state == "deleting";
         if ours && !force {
             self.refuse_with_clients(name).await?;
         }
@@ -658,6 +665,11 @@ impl Server {
             }
             Request::VolumeSet { name, settings } => done(&self.set(&name, &settings).await?),
             Request::VolumeScrub { name } => done(&self.scrub(&name, out).await?),
+            Request::VolumeAttach { name, takeover } => done(&self.attach(&name, takeover).await?),
+            Request::VolumeDetach { name } => done(&self.detach(&name, out).await?),
+            Request::VolumeStay { name } => done(&self.stay(&name)?),
+            Request::VolumeSalvage { name, path } => done(&self.salvage(&name, &path, out).await?),
+            Request::VolumeForget { name, force } => done(&self.forget(&name, force).await?),
             Request::VolumeList => done(&self.list(&self.report_shards().await).await),
             Request::VolumeInfo { name } => done(&self.info(&name).await?),
             Request::VolumeDelete { name, force } => done(&self.delete(&name, force).await?),
@@ -673,8 +685,8 @@ impl Server {
             Request::SnapshotCreate { name } => done(&self.snapshot_create(&name.parse()?).await?),
             Request::SnapshotList { volume } => done(&self.snapshot_list(&volume).await?),
             Request::SnapshotDelete { name } => done(&self.snapshot_delete(&name.parse()?).await?),
-            Request::SnapshotRollback { name, .. } => {
-                done(&self.snapshot_rollback(&name.parse()?).await?)
+            Request::SnapshotRollback { name, force } => {
+                done(&self.snapshot_rollback(&name.parse()?, force, out).await?)
             }
             Request::SnapshotServe { name, stop } => {
                 done(&self.snapshot_serve(&name.parse()?, stop).await?)
@@ -689,7 +701,7 @@ impl Server {
             Request::CacheFlush => {
                 let mut all = self.control.borrow().volumes();
                 // Nothing of them can be pushed; `status` shows them.
-                all.retain(|volume| !matches!(volume.state, "refused" | "fenced" | "deleting"));
+                all.retain(|volume| matches!(volume.state, "starting" | "served" | "detaching"));
                 done(&self.push(&all, out).await?)
             }
             Request::CachePurge { force } => done(&self.purge(force).await?),

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::api::{
-    CacheInfo, CacheReport, MemoryInfo, ServerMemory, ShardCounts, ShardReport, Status,
-    TrafficCounts, VolumeInfo, VolumeLine, VolumeReport, Windows,
+    CacheInfo, CacheReport, DirtyRange, MemoryInfo, ServerMemory, ShardCounts, ShardReport, Status,
+    StrandedInfo, TrafficCounts, VolumeInfo, VolumeLine, VolumeReport, Windows,
 };
 use crate::setting::Switch;
 use crate::size::Size;
@@ -70,7 +70,24 @@ pub(crate) fn volume(info: &VolumeInfo) -> String {
         row("retrying", (push.retrying > 0).then(|| push.retrying.to_string()));
         row("last failure", push.last_failure.clone());
     }
+    if let Some(stranded) = &info.stranded {
+        row("never pushed", Some(stranded_text(stranded)));
+        for range in &stranded.first {
+            let DirtyRange { offset_bytes, length_bytes, kind } = range;
+            row("", Some(format!("{offset_bytes} {length_bytes} {kind}")));
+        }
+    }
     fields(&rows)
+}
+
+fn stranded_text(stranded: &StrandedInfo) -> String {
+    let first = stranded.first.len();
+    let shown = if stranded.ranges > first as u64 {
+        format!("; the first {first} (offset, length, kind)")
+    } else {
+        " (offset, length, kind)".into()
+    };
+    format!("{} in {} ranges{shown}:", Size(stranded.bytes), stranded.ranges)
 }
 
 /// How full the cache is.

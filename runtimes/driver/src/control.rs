@@ -10,9 +10,11 @@
 //! The way out: all cores drained -> last push -> released in the store -> noted in the table.
 
 mod fetch;
+mod handover;
 mod links;
 mod memory;
 mod rows;
+mod salvage;
 mod view;
 mod volume;
 
@@ -31,6 +33,7 @@ use heeler_core::keeper::{
 use heeler_core::lending;
 use heeler_core::policy::Policy;
 use heeler_core::recovery::LogEntry;
+use heeler_core::shard::{DirtyRun, SalvageAt};
 use heeler_core::time::Instant;
 use heeler_core::wire::log::EntryKind;
 use heeler_core::wire::names::{Nonce, Uuid};
@@ -42,7 +45,7 @@ use self::links::Links;
 use self::memory::Divided;
 pub use self::memory::Memory;
 use self::rows::Rows;
-pub use self::volume::VolumeStatus;
+pub use self::volume::{Geometry, VolumeStatus};
 use self::volume::{State, Volume};
 use crate::mail::{CoreStatus, ExportInfo, FromControl, ToControl};
 use crate::wires::ControlLink;
@@ -191,6 +194,35 @@ pub enum Event {
         name: String,
         /// Why, and what to do.
         reason: String,
+    },
+    /// A volume was refused because the cache holds dirty blocks of it that the log alone knows:
+    /// [`Control::take_in`] makes them known.
+    Stale {
+        /// Which.
+        volume: Uuid,
+    },
+    /// The end of [`Control::detach`].
+    Detached {
+        /// Of the order.
+        ticket: Ticket,
+        /// It is given up, with everything pushed; `false`: it was kept, lost or removed.
+        detached: bool,
+    },
+    /// The answer to [`Control::list_dirty`].
+    Dirty {
+        /// Of the question.
+        ticket: Ticket,
+        /// What was found.
+        runs: Vec<DirtyRun>,
+        /// Where to go on; `None`: there is no more.
+        next: Option<SalvageAt>,
+    },
+    /// The answer to [`Control::read_dirty`].
+    Salvaged {
+        /// Of the question.
+        ticket: Ticket,
+        /// The blocks; `None`: not all of them can be read.
+        bytes: Option<Vec<u8>>,
     },
     /// The end of [`Control::push`] or [`Control::edit`].
     Pushed {
@@ -490,6 +522,9 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             view: None,
             state: State::Starting,
             attached: None,
+            in_shards: false,
+            geometry: None,
+            leaving: None,
             ops: 0,
         });
         self.volumes.len() - 1
@@ -552,13 +587,13 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         self.gather(Purpose::Admin)
     }
 
-    /// Dirty blocks that the log holds of volumes that are not served.
+    /// Dirty blocks that the log alone holds: of volumes that the shards do not know.
     #[must_use]
     pub fn stranded_blocks(&self) -> u64 {
         let rows = self.rows.all().iter().filter(|row| !row.released);
         let unserved = rows.filter(|row| {
             let known = self.volumes.iter().find(|volume| volume.uuid.0 == row.uuid);
-            known.is_none_or(|volume| volume.attached.is_none())
+            known.is_none_or(|volume| !volume.in_shards)
         });
         unserved.filter_map(|row| self.logged.get(&row.number)).map(|log| log.dirty_blocks).sum()
     }
@@ -605,6 +640,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     pub fn begin_delete(&mut self, volume: Uuid) -> Option<Ticket> {
         let index = self.index(volume)?;
         let ticket = self.ticket();
+        self.end_leaving(index, false);
         self.volumes[index].state = State::Deleting(ticket);
         let life = self.volumes[index].life;
         let own = |(handle, batch): (&BatchHandle, &Batch)| (batch.life == life).then_some(*handle);
@@ -716,6 +752,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             Output::ToShard(shard, mail) => {
                 self.links.mail(shard, mail);
                 if matches!(mail, ToShard::Attach { .. }) && shard.0 + 1 == self.shards {
+                    self.volumes[index].in_shards = true;
                     self.introduce(index);
                 }
             }
@@ -726,6 +763,9 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             }
             Output::QueryFailed { shard, op } => self.links.answer_query(shard, op, None),
             Output::PushDone { ticket, committed } => {
+                if let Some(next) = self.pushed_leaving(index, Ticket(ticket), committed) {
+                    return next;
+                }
                 self.events.push_back(Event::Pushed { ticket: Ticket(ticket), committed });
             }
             Output::EditRefused { ticket, why } => {
@@ -748,6 +788,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             self.volumes[index].number = self.rows.new_number();
             let saved = self.rows.renumber(uuid, self.volumes[index].number, nonce);
             if saved.is_ok() {
+                self.volumes[index].in_shards = false;
                 self.forget(number);
             }
             saved
@@ -808,8 +849,24 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         {
             reason = format!("{reason} ({text})");
         }
-        if let Refusal::Stale { .. } = refusal {
-            reason += ", and so does `heeler cache purge --force`";
+        let Volume { uuid, number, in_shards, .. } = self.volumes[index];
+        match refusal {
+            Refusal::Stale { .. } => {
+                reason += ", and so do `heeler volume forget` and `heeler cache purge --force`; \
+                           `heeler volume salvage` saves them before";
+                if !in_shards {
+                    // How much it is comes to light soon, and then this comes again.
+                    self.volumes[index].state = State::Refused(reason);
+                    return self.events.push_back(Event::Stale { volume: uuid });
+                }
+            }
+            // Nothing is dirty here, and what is clean will never be believed again.
+            Refusal::Owned(_) if in_shards || self.logged.contains_key(&number) => {
+                if let Err(e) = self.empty(uuid) {
+                    log::warn!("volume {}: {e}", self.volumes[index].name);
+                }
+            }
+            _ => {}
         }
         self.refuse(index, reason);
     }
@@ -825,12 +882,14 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     fn fenced(&mut self, index: usize, by: Option<keeper::Owner>) {
         let by = by.map_or_else(|| "another server".into(), |owner| owner.to_string());
         let reason = format!(
-            "taken by {by}; what was not pushed before stays in this cache, and can only be \
-             dropped: `heeler cache purge --force`"
+            "taken by {by}; what was not pushed before stays in this cache: save it with `heeler \
+             volume salvage`, then drop it with `heeler volume forget` or `heeler cache purge \
+             --force`"
         );
         let volume = &mut self.volumes[index];
         log::error!("volume {}: {reason}", volume.name);
         volume.state = State::Fenced(reason);
+        self.end_leaving(index, false);
         self.publish();
     }
 
@@ -846,7 +905,9 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 // The next start then takes the volume for one that may be dirty here.
                 log::warn!("volume {}: {reason}", self.volumes[index].name);
             }
+            self.rest(index);
         }
+        self.end_leaving(index, held);
         self.publish();
     }
 
@@ -972,6 +1033,14 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             ToControl::Status { ticket, core, status } => {
                 self.handle_status(Ticket(ticket), core, status);
             }
+            ToControl::Closed { ticket } => self.handle_closed(now, Ticket(ticket)),
+            ToControl::Dirty { ticket, runs, next } => {
+                let ticket = Ticket(ticket);
+                self.events.push_back(Event::Dirty { ticket, runs, next });
+            }
+            ToControl::Salvaged { ticket, bytes } => {
+                self.events.push_back(Event::Salvaged { ticket: Ticket(ticket), bytes });
+            }
             ToControl::Drained(core) => {
                 log::debug!("core {} is drained", core.0);
                 if let Drain::Cores(left) = &mut self.drain {
@@ -1032,6 +1101,10 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         if let Some(number) = self.rows.find(volume).map(|row| row.number) {
             self.rows.empty(volume)?;
             self.forget(number);
+            let new = self.rows.find(volume).map_or(number, |row| row.number);
+            if let Some(index) = self.index(volume) {
+                (self.volumes[index].number, self.volumes[index].in_shards) = (new, false);
+            }
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! * sleeps between turns, by [`CoreLoop::prepare_park`] and [`CoreLoop::awake`].
 
 mod memory;
+mod salvage;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -27,6 +28,7 @@ use heeler_core::time::{Duration, Instant};
 use heeler_hw::{Arena, BlockQueue, IoKind, PAGE_BYTES};
 
 use self::memory::{Batches, Reports};
+use self::salvage::{SALVAGE_ID, Saves};
 use crate::device::{Device, DeviceOp, Done};
 use crate::front::{ConnId, ConnectionBudget, Front, Issued, OpenError, core_of_id};
 use crate::mail::{
@@ -97,6 +99,8 @@ struct Host<'a> {
     volumes: Vec<(VolumeId, Windows<Traffic>)>,
     /// Scrubs, which have their turn one after the other.
     scrubs: VecDeque<Scrub>,
+    /// What is to be saved of volumes that are gone.
+    saves: Saves,
     /// What it says of its memory.
     reports: Reports,
 }
@@ -114,7 +118,11 @@ impl Host<'_> {
 
     fn note_volume(&mut self, now: Instant, mail: ToShard) {
         match mail {
-            ToShard::Attach { volume, .. } => self.volumes.push((volume, Windows::new(now))),
+            ToShard::Attach { volume, .. } => {
+                if self.volumes.iter().all(|(known, _)| *known != volume) {
+                    self.volumes.push((volume, Windows::new(now)));
+                }
+            }
             ToShard::Forget { volume } => self.volumes.retain(|(known, _)| *known != volume),
             _ => {}
         }
@@ -214,6 +222,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
                 past: Windows::new(Instant(0)),
                 volumes: Vec::new(),
                 scrubs: VecDeque::new(),
+                saves: Saves::default(),
                 reports: Reports::default(),
             }
         };
@@ -260,6 +269,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
         self.device.start_flush();
         let submitted = self.device.submit();
         self.report_drained();
+        self.report_closed();
         self.report_memory();
         let post_again = self.post.flush(self.now);
         if busy || self.front.has_work() {
@@ -528,6 +538,14 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                     host.scrubs.push_back(Scrub::new(volume));
                 }
             }
+            FromControl::Close { volume, ticket } => self.front.close_volume(volume, ticket),
+            FromControl::ListDirty { shard, volume, at, ticket } => {
+                self.list_dirty(self.host_of(shard), volume, at, ticket);
+            }
+            FromControl::ReadDirty { shard, volume, run, ticket } => {
+                let host = self.host_of(shard);
+                self.hosts[host].saves.push(ticket, volume, run);
+            }
             FromControl::Report { ticket } => {
                 let (core, status) = (self.core, self.status());
                 self.post.send_to_control(ToControl::Status { ticket, core, status });
@@ -569,6 +587,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         for at in 0..self.hosts.len() {
             self.retry_backlog(at);
             any |= self.step_scrub(at);
+            any |= self.step_saves(at);
             let host = &self.hosts[at];
             if host.touched || host.shard.poll_timeout().is_some_and(|when| when <= self.now) {
                 self.tell(at, Input::Turn);
@@ -723,8 +742,10 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
 
     /// Brings a reply to the connection that asked, here or on another core.
     fn pass_on(&mut self, at: usize, reply: Reply) {
-        if reply.id == SCRUB_ID {
-            return self.hosts[at].scrub_answered(reply.status);
+        match reply.id {
+            SCRUB_ID => return self.hosts[at].scrub_answered(reply.status),
+            SALVAGE_ID => return self.saved(at, reply),
+            _ => {}
         }
         let host = &self.hosts[at];
         let core = core_of_id(reply.id);

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use heeler_core::counters::{Counts, Scrubbed, Traffic};
-use heeler_core::event::ToKeeper;
-use heeler_core::ids::{VolumeId, shard_of};
+use heeler_core::event::{ToKeeper, ToShard};
+use heeler_core::ids::{ShardId, VolumeId, shard_of};
 use heeler_core::policy::Policy;
-use heeler_core::shard::ShardCounters;
+use heeler_core::shard::{DirtyKind, DirtyRun, SalvageAt, ShardCounters};
 use heeler_core::time::Duration;
 use heeler_driver::OpenError;
 use heeler_driver::mail::FromControl;
@@ -274,6 +274,72 @@ fn a_volume_that_is_no_longer_exported_loses_its_clients() {
     rig.export(false);
     rig.settle();
     assert!(rig.clients[client].closed);
+    rig.check(TRANSIT);
+}
+
+#[test]
+fn a_volume_is_closed_when_its_last_request_is_answered() {
+    for seed in 0..8 {
+        let mut rig = Rig::new(new_disk(seed), 2, seed);
+        let (busy, other) = (rig.connect(0, true), rig.connect(1, false));
+        for ticket in [1, 2] {
+            (0..2).for_each(|core| rig.tell(core, FromControl::Close { volume: VOLUME, ticket }));
+        }
+        rig.settle();
+        assert!(rig.heard.closed.is_empty(), "its clients are there");
+        let bytes = pattern(seed, 500_000);
+        rig.clients[busy].write(0, &bytes);
+        rig.clients[busy].read(3 << OBJECT_SHIFT, 100_000);
+        rig.clients[other].write(4 << 20, &bytes[..9000]);
+        (0..rig.rng.index(60)).for_each(|_| _ = rig.step());
+        rig.export(false);
+        while rig.heard.closed.len() < 2 {
+            assert!(rig.step(), "seed {seed}: it is not closed");
+            let shards = rig.cores.iter().flat_map(|core| core.shards());
+            let tasks: u64 = shards.map(|(_, shard)| shard.usage().tasks).sum();
+            assert!(rig.heard.closed.len() < 2 || tasks == 0, "seed {seed}: something runs");
+        }
+        assert_eq!(rig.heard.closed, [2, 2], "the second order took the place of the first");
+        rig.settle();
+        assert!(rig.clients.iter().all(|client| client.closed));
+        rig.check(TRANSIT);
+    }
+}
+
+#[test]
+fn what_is_dirty_of_a_lost_volume_is_listed_and_read() {
+    let mut rig = Rig::new(new_disk(5), 2, 5);
+    let client = rig.connect(0, true);
+    let bytes = pattern(5, 3 << OBJECT_SHIFT);
+    rig.clients[client].write(0, &bytes);
+    rig.clients[client].trim(4 << OBJECT_SHIFT, 3 * 4096);
+    ok(&mut rig, client);
+    rig.tell_shards(ToShard::Fenced { volume: VOLUME });
+    (0..SHARDS).for_each(|shard| rig.list_dirty(ShardId(shard), SalvageAt::default()));
+    rig.settle();
+    let found = std::mem::take(&mut rig.heard.dirty);
+    let mut saved = vec![0; bytes.len()];
+    for (shard, run) in found {
+        if run.kind == DirtyKind::Zero {
+            assert_eq!((run.object, run.first, run.count), (4, 0, 3));
+            continue;
+        }
+        let core = usize::from(shard.0) % 2;
+        rig.tell(core, FromControl::ReadDirty { shard, volume: VOLUME, run, ticket: 1 });
+        rig.settle();
+        let blocks = rig.heard.salvaged.pop().expect("an answer").expect("readable");
+        let at = (run.object << OBJECT_SHIFT) as usize + usize::from(run.first) * 4096;
+        saved[at..at + blocks.len()].copy_from_slice(&blocks);
+    }
+    assert!(saved == bytes);
+    let gone = DirtyRun { object: 0, first: 0, count: 1, kind: DirtyKind::Data };
+    rig.tell_shards(ToShard::Forget { volume: VOLUME });
+    rig.settle();
+    let shard = shard_of(VOLUME, 0, SHARDS);
+    let core = usize::from(shard.0) % 2;
+    rig.tell(core, FromControl::ReadDirty { shard, volume: VOLUME, run: gone, ticket: 1 });
+    rig.settle();
+    assert!(rig.heard.salvaged == [None]);
     rig.check(TRANSIT);
 }
 

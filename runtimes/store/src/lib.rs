@@ -3,7 +3,8 @@
 //!
 //! Everything here runs on the control thread (or in a command of its own), never on a data core.
 //! [`Store`] is the client; [`volumes`] creates, lists and deletes volumes, [`snapshots`] does so
-//! with snapshots and clones; [`check`] reads a volume's image from its head down to the blocks; [`fault`] makes a store misbehave, for tests.
+//! with snapshots and clones; [`lineage`] says whose volumes were; [`check`] reads a volume's image
+//! from its head down to the blocks; [`fault`] makes a store misbehave, for tests.
 #![deny(unsafe_code, missing_docs)]
 
 mod backend;
@@ -11,6 +12,7 @@ pub mod check;
 mod config;
 mod error;
 pub mod fault;
+pub mod lineage;
 pub mod snapshots;
 mod store;
 pub mod volumes;

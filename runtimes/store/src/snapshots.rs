@@ -12,9 +12,9 @@
 //! ```
 //!
 //! So either the clone sees the mark, or the deletion sees the record. What was cut short leaves a
-//! mark, with which the snapshot can be deleted again, or a record of a volume without a head. Such
-//! a record counts as a clone for an hour, since its clone may be about to be made, and is removed
-//! when it is seen after that. Making a clone takes ten minutes at most.
+//! mark, with which the snapshot can be deleted again, or a record of a volume without a head or
+//! without a name. Such a record counts as a clone for an hour, since its clone may be about to be
+//! made, and is removed when it is seen after that. Making a clone takes ten minutes at most.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -346,20 +346,40 @@ pub async fn clones(
         let Some((_, ObjectName::Child { number, clone })) = names::parse_key(&entry.key) else {
             continue;
         };
-        let name = match volumes::newest_head(store, clone).await {
-            Ok(Some(head)) => head.name,
-            Err(VolumeError::Broken { .. }) => clone.to_string(),
-            Err(e) => return Err(e),
-            Ok(None) if is_left_behind(store, &entry.key, unix_secs).await? => continue,
-            Ok(None) => clone.to_string(),
+        let head = match volumes::newest_head(store, clone).await {
+            Err(VolumeError::Broken { .. }) => Err(()),
+            head => Ok(head?),
         };
+        // The first head is the last thing but one that is made of a clone.
+        let unsure = match &head {
+            Ok(head) => head.as_ref().is_none_or(|head| head.number == 1),
+            Err(()) => false,
+        };
+        let head = head.ok().flatten();
+        if unsure && is_left_behind(store, &entry.key, head.as_ref(), unix_secs).await? {
+            continue;
+        }
+        let name = head.map_or_else(|| clone.to_string(), |head| head.name);
         clones.push(Clone { number, volume: clone, name });
     }
     Ok(clones)
 }
 
-/// Whether the record of a volume without a head was of no use any more; then it is gone now.
-async fn is_left_behind(store: &Store, key: &str, unix_secs: u64) -> Result<bool, VolumeError> {
+/// Whether a record is of no use any more, because its volume has no head, or a first one that no
+/// name points at; then both are gone now.
+async fn is_left_behind(
+    store: &Store,
+    key: &str,
+    head: Option<&Head>,
+    unix_secs: u64,
+) -> Result<bool, VolumeError> {
+    if let Some(head) = head {
+        match volumes::find(store, &head.name).await {
+            Ok(named) if named == head.volume => return Ok(false),
+            Ok(_) | Err(VolumeError::Missing(_)) => {}
+            Err(e) => return Err(e),
+        }
+    }
     let begun = match store.get(key, None).await {
         Ok(bytes) => names::decode_child(&bytes),
         Err(e) if e.kind == ErrorKind::NotFound => return Ok(true),
@@ -369,6 +389,9 @@ async fn is_left_behind(store: &Store, key: &str, unix_secs: u64) -> Result<bool
         return Ok(false);
     }
     log::info!("{key}: the clone was not made, or is gone; removed");
+    if let Some(head) = head {
+        store.delete(&names::head_key(head.volume, head.number)).await?;
+    }
     store.delete(key).await?;
     Ok(true)
 }

@@ -14,6 +14,7 @@ pub(crate) struct Hammer {
 pub(crate) struct Running {
     process: Child,
     lines: Lines<BufReader<ChildStdout>>,
+    mark: String,
 }
 
 impl Hammer {
@@ -32,7 +33,7 @@ impl Hammer {
             .spawn()
             .expect("python3 starts");
         let lines = BufReader::new(process.stdout.take().expect("piped")).lines();
-        Running { process, lines }
+        Running { process, lines, mark: format!("{}.mark", self.state) }
     }
 
     /// Every acknowledged write is there, and nothing that was never written.
@@ -48,6 +49,13 @@ impl Running {
             let line = self.lines.next().expect("the writer goes on").expect("a line of text");
             assert!(line.starts_with("acked "), "{line}");
         }
+    }
+
+    /// What it gets acknowledged from now on may be lost.
+    pub(crate) fn mark(&mut self) {
+        std::fs::write(&self.mark, "").expect("the writer's directory");
+        let marked = self.lines.by_ref().any(|line| line.expect("a line of text") == "marked");
+        assert!(marked, "the writer goes on");
     }
 
     /// Waits for its end, after the server's. It fails if a request failed before.

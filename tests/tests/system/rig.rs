@@ -215,7 +215,8 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().expect("bound").port()
 }
 
-fn binary() -> String {
+/// The program.
+pub(crate) fn binary() -> String {
     std::env::var("HEELER")
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/heeler").into())
 }

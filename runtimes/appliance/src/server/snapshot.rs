@@ -8,7 +8,7 @@ use heeler_driver::control::VolumeStatus;
 use heeler_store::snapshots::{self, SnapshotName};
 use heeler_store::volumes::{self, VolumeError};
 
-use super::{Server, unix_secs};
+use super::{Lines, Server, unix_secs};
 use crate::api::SnapshotLine;
 use crate::snapshot;
 
@@ -57,14 +57,25 @@ impl Server {
     }
 
     /// Makes a volume what it was. If it is this server's, it is given up for that, and claimed anew.
-    pub(super) async fn snapshot_rollback(&self, name: &SnapshotName) -> Result<(), String> {
-        if self.own(&name.volume).is_some() {
-            return Err(format!(
-                "volume '{}' is served: stop the server, then roll it back",
-                name.volume
-            ));
+    pub(super) async fn snapshot_rollback(
+        &self,
+        name: &SnapshotName,
+        force: bool,
+        out: &mut Lines,
+    ) -> Result<(), String> {
+        let own = self.own(&name.volume);
+        if own.is_some() {
+            // Before clients are disconnected for nothing.
+            snapshots::open(&self.store, name).await.map_err(|e| e.to_string())?;
+            if !force {
+                self.refuse_with_clients(&name.volume).await?;
+            }
+            self.detach(&name.volume, out).await?;
         }
         let done = snapshots::rollback(&self.store, name, unix_secs()).await;
+        if own.is_some() {
+            self.attach(&name.volume, false).await?;
+        }
         done.map_err(|e| e.to_string())
     }
 

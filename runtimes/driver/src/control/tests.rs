@@ -1,3 +1,5 @@
+mod handover;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 

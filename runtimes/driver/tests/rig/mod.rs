@@ -7,7 +7,7 @@ use bytes::Bytes;
 use heeler_core::event::{PushRun, ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, ShardId, VolumeId};
 use heeler_core::lending::{Lending, Output, Place};
-use heeler_core::shard::Budget;
+use heeler_core::shard::{Budget, DirtyRun, SalvageAt};
 use heeler_core::time::{Duration, Instant};
 use heeler_core::wire::superblock::Superblock;
 use heeler_driver::mail::{CoreStatus, ExportInfo, FetchedPiece, FromControl, ToControl};
@@ -46,6 +46,11 @@ pub(crate) struct Heard {
     pub(crate) statuses: Vec<CoreStatus>,
     pub(crate) drained: Vec<CoreId>,
     pub(crate) fetches: usize,
+    /// Orders to close a volume that were carried out.
+    pub(crate) closed: Vec<u64>,
+    /// Dirty blocks that were listed, with their shard, and what was read of them.
+    pub(crate) dirty: Vec<(ShardId, DirtyRun)>,
+    pub(crate) salvaged: Vec<Option<Vec<u8>>>,
 }
 
 pub(crate) struct Rig {
@@ -222,6 +227,13 @@ impl Rig {
         }
     }
 
+    /// Asks a shard for all that is dirty from there on.
+    pub(crate) fn list_dirty(&mut self, shard: ShardId, at: SalvageAt) {
+        let (volume, ticket) = (VOLUME, shard.0.into());
+        let core = usize::from(shard.0) % self.cores.len();
+        self.tell(core, FromControl::ListDirty { shard, volume, at, ticket });
+    }
+
     /// Connects a client to a core and lets it choose the volume.
     pub(crate) fn connect(&mut self, core: usize, structured: bool) -> usize {
         let id = self.cores[core].open().unwrap();
@@ -354,6 +366,15 @@ impl Rig {
             }
             ToControl::Copied { .. } => {}
             ToControl::Status { status, .. } => self.heard.statuses.push(status),
+            ToControl::Closed { ticket } => self.heard.closed.push(ticket),
+            ToControl::Dirty { ticket, runs, next } => {
+                let shard = ShardId(ticket as u16);
+                self.heard.dirty.extend(runs.into_iter().map(|run| (shard, run)));
+                if let Some(at) = next {
+                    self.list_dirty(shard, at);
+                }
+            }
+            ToControl::Salvaged { bytes, .. } => self.heard.salvaged.push(bytes),
             ToControl::Drained(core) => self.heard.drained.push(core),
         }
     }
