@@ -118,23 +118,7 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
             };
             print(*json, &info, show::volume);
         }
-        VolumeCommand::Delete { name, force, store } => {
-            let deleted: Deleted = match Target::find(common, store, false)? {
-                Target::Server(mut server) => {
-                    server.ask(&Request::VolumeDelete { name: name.clone(), force: *force })?
-                }
-                Target::Store(store) => {
-                    let deleted = run(volumes::delete(&store, name, *force, unix_secs()))?;
-                    let deleted = deleted.map_err(|e| e.to_string())?;
-                    Deleted { objects: deleted.objects, bytes: deleted.bytes }
-                }
-            };
-            println!(
-                "deleted volume {name}: {} objects of {}",
-                deleted.objects,
-                Size(deleted.bytes)
-            );
-        }
+        VolumeCommand::Delete { name, force, store } => delete(common, name, *force, store)?,
         VolumeCommand::Set { name, settings, store } => set(common, name, settings, store)?,
         VolumeCommand::Scrub { name } => scrub(&mut Server::connect(&common.data()?)?, name)?,
         VolumeCommand::Attach { name, takeover } => handover::attach(common, name, *takeover)?,
@@ -147,6 +131,21 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
             println!("everything that was dirty in {name} is in the store");
         }
     }
+    Ok(())
+}
+
+fn delete(common: Common<'_>, name: &str, force: bool, store: &StoreArgs) -> Result<(), String> {
+    let deleted: Deleted = match Target::find(common, store, false)? {
+        Target::Server(mut server) => {
+            server.ask(&Request::VolumeDelete { name: name.into(), force })?
+        }
+        Target::Store(store) => {
+            let deleted = run(volumes::delete(&store, name, force, unix_secs()))?;
+            let deleted = deleted.map_err(|e| e.to_string())?;
+            Deleted { objects: deleted.objects, bytes: deleted.bytes }
+        }
+    };
+    println!("deleted volume {name}: {} objects of {}", deleted.objects, Size(deleted.bytes));
     Ok(())
 }
 

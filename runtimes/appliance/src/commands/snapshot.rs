@@ -44,9 +44,7 @@ pub(crate) fn snapshot(common: Common<'_>, command: &SnapshotCommand) -> Result<
 fn create(common: Common<'_>, name: &SnapshotName, store: &StoreArgs) -> Result<(), String> {
     match Target::find(common, store, false)? {
         Target::Server(mut server) => {
-            let bar = Bar::new("pushing");
-            let request = Request::SnapshotCreate { name: name.to_string() };
-            server.ask_with::<()>(&request, &mut |done, total| bar.set(done, total))?;
+            server.ask::<()>(&Request::SnapshotCreate { name: name.to_string() })?;
         }
         Target::Store(store) => {
             let edit = Edit::Snapshot(name.snapshot.clone());

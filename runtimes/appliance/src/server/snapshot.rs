@@ -145,6 +145,7 @@ impl Server {
 
     /// Makes sure that a volume of this server which is to be deleted has no clones and gets none.
     pub(super) async fn prepare_delete(&self, name: &str, force: bool) -> Result<(), String> {
+        let _alone = self.deletions.lock().await;
         let edit = async |edit| self.edit_anywhere(name, edit).await;
         let ready = snapshots::prepare_delete(&self.store, name, force, unix_secs(), edit).await;
         ready.map_err(|e| e.to_string())
