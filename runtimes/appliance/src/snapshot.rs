@@ -10,6 +10,17 @@ use crate::server::unix_secs;
 use crate::show;
 use crate::size::Size;
 
+/// What to say when a volume's snapshots could not be changed: only its owner can.
+pub(crate) fn explain(error: VolumeError) -> String {
+    match error {
+        VolumeError::InUse { name, host, .. } => format!(
+            "volume '{name}' belongs to a server on '{host}': do it there (name its data directory \
+             with --data), or stop that server"
+        ),
+        e => e.to_string(),
+    }
+}
+
 /// The snapshots of a volume, as the store knows them.
 pub(crate) async fn list(store: &Store, volume: &str) -> Result<Vec<SnapshotLine>, VolumeError> {
     let head = volumes::named_head(store, volume).await?;

@@ -724,6 +724,7 @@ mod tests {
         };
         let key = names::head_key(volume, 1);
         image.store.put(&key, clone.encode(CRC32C).into(), true).await.expect("puts");
+        image.put(ObjectName::Child { number: 3, clone: volume }, vec![b'?']);
         let report = check(&image.store, volume, true).await.expect("memory does not fail");
         assert_eq!((&report.errors[..], &report.orphans[..]), (&[][..], &[][..]));
         assert_eq!((report.blocks_mapped, report.blocks_checked), (7, 7));

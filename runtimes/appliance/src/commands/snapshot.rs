@@ -49,7 +49,7 @@ fn create(common: Common<'_>, name: &SnapshotName, store: &StoreArgs) -> Result<
         Target::Store(store) => {
             let edit = Edit::Snapshot(name.snapshot.clone());
             let made = run(snapshots::edit(&store, &name.volume, unix_secs(), &edit))?;
-            made.map_err(|e| e.to_string())?;
+            made.map_err(snapshot::explain)?;
         }
     }
     println!("made snapshot {name}");
@@ -65,7 +65,7 @@ fn delete(common: Common<'_>, name: &SnapshotName, store: &StoreArgs) -> Result<
             let now = unix_secs();
             let edit = async |edit| snapshots::edit(&store, &name.volume, now, &edit).await;
             let deleted = run(snapshots::delete(&store, name, now, edit))?;
-            deleted.map_err(|e| e.to_string())?;
+            deleted.map_err(snapshot::explain)?;
         }
     }
     println!("deleted snapshot {name}");
@@ -86,7 +86,7 @@ fn rollback(
         }
         Target::Store(store) => {
             let done = run(snapshots::rollback(&store, name, unix_secs()))?;
-            done.map_err(|e| e.to_string())?;
+            done.map_err(snapshot::explain)?;
         }
     }
     println!("volume {} is what it was at {name}", name.volume);
@@ -103,7 +103,7 @@ pub(crate) fn clone(common: Common<'_>, args: &CloneArgs) -> Result<(), String> 
         }
         Target::Store(store) => {
             let made = run(snapshots::clone(&store, from, name, unix_secs()))?;
-            made.map_err(|e| e.to_string())?;
+            made.map_err(snapshot::explain)?;
         }
     }
     println!("made volume {name}, a clone of {from}");

@@ -28,7 +28,7 @@ impl Server {
 
     pub(super) async fn snapshot_create(&self, name: &SnapshotName) -> Result<(), String> {
         let edit = Edit::Snapshot(name.snapshot.clone());
-        self.edit_anywhere(&name.volume, edit).await.map_err(|e| e.to_string())
+        self.edit_anywhere(&name.volume, edit).await.map_err(snapshot::explain)
     }
 
     pub(super) async fn snapshot_list(&self, volume: &str) -> Result<Vec<SnapshotLine>, String> {
@@ -49,7 +49,7 @@ impl Server {
         let head = head.map_err(|e| e.to_string())?;
         let edit = async |edit| self.edit_anywhere(&name.volume, edit).await;
         let deleted = snapshots::delete(&self.store, name, unix_secs(), edit).await;
-        deleted.map_err(|e| e.to_string())?;
+        deleted.map_err(snapshot::explain)?;
         if let Some(gone) = head.snapshots.iter().find(|known| known.name == name.snapshot) {
             self.stop_view(Source { volume: head.volume, number: gone.number })?;
         }
@@ -76,7 +76,7 @@ impl Server {
         if own.is_some() {
             self.attach(&name.volume, false).await?;
         }
-        done.map_err(|e| e.to_string())
+        done.map_err(snapshot::explain)
     }
 
     /// Makes a volume with the image of a snapshot, and serves it.
