@@ -56,7 +56,7 @@ impl Server {
         Ok(())
     }
 
-    /// Makes a volume what it was. If it is this server's, it is given up for that, and claimed anew.
+    /// Makes a volume what it was. One of this server is given up for that, and claimed anew.
     pub(super) async fn snapshot_rollback(
         &self,
         name: &SnapshotName,
