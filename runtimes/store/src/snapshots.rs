@@ -56,8 +56,8 @@ impl FromStr for SnapshotName {
         let (volume, snapshot) = text.split_once('@').unwrap_or((text, ""));
         if !names::valid_name(volume) || !names::valid_name(snapshot) {
             return Err(format!(
-                "'{text}' is not VOLUME@SNAPSHOT, each a letter or digit and up to 62 more of them, \
-                 '.', '_' or '-'"
+                "'{text}' is not VOLUME@SNAPSHOT, each a letter or digit and up to 62 more of \
+                 them, '.', '_' or '-'"
             ));
         }
         Ok(Self { volume: volume.into(), snapshot: snapshot.into() })
@@ -284,8 +284,8 @@ pub async fn delete(
 /// the volume, by its owner or in the store.
 ///
 /// # Errors
-/// `HasSnapshots` unless forced; `HasClones`, `Missing`, `Broken`, `Name` or `Store`, and what `edit`
-/// says.
+/// `HasSnapshots` unless forced; `HasClones`, `Missing`, `Broken`, `Name` or `Store`, and what
+/// `edit` says.
 pub async fn prepare_delete(
     store: &Store,
     name: &str,
@@ -313,8 +313,8 @@ pub async fn prepare_delete(
     }
 }
 
-/// An error that names the clones of a snapshot (by the number of its head) or of a volume, if there
-/// are any.
+/// An error that names the clones of a snapshot (by the number of its head) or of a volume, if
+/// there are any.
 pub(crate) async fn refuse_with_clones(
     store: &Store,
     volume: Uuid,

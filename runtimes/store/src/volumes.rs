@@ -164,7 +164,8 @@ impl fmt::Display for VolumeError {
             Self::Broken { name, what } => write!(f, "volume '{name}' is broken: {what}"),
             Self::NoSnapshot(SnapshotName { volume, snapshot }) => write!(
                 f,
-                "volume '{volume}' has no snapshot '{snapshot}': see `heeler snapshot list {volume}`"
+                "volume '{volume}' has no snapshot '{snapshot}': see `heeler snapshot list \
+                 {volume}`"
             ),
             Self::Deleting(name) => write!(
                 f,

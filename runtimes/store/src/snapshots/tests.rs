@@ -167,8 +167,8 @@ async fn a_rollback_is_believed_by_no_cache() {
     assert!(matches!(refused, Err(VolumeError::InUse { .. })), "{refused:?}");
 }
 
-/// A store whose first requests after the preparations go through, and then none for a while: what a
-/// crash leaves behind.
+/// A store whose first requests after the preparations go through, and then none for a while: what
+/// a crash leaves behind.
 async fn crashing(after: usize) -> (Store, Head) {
     let config = StoreConfig { attempts: 1, ..StoreConfig::new(Place::Memory) };
     let prepared = {
