@@ -162,7 +162,7 @@ mod tests {
         ];
         assert_eq!(
             show_tree(&tree(&all)),
-            "golden  1G\n  @v1\n  @v2\n    web  1G\n      @base\n        deep  1G\nlost  1G\n"
+            "golden  1 GiB\n  @v1\n  @v2\n    web  1 GiB\n      @base\n        deep  1 GiB\nlost  1 GiB\n"
         );
     }
 

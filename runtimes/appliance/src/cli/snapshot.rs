@@ -74,7 +74,6 @@ mod tests {
     use clap::Parser;
 
     use super::super::{Cli, Command};
-    use super::*;
 
     #[test]
     fn snapshots_are_named_behind_their_volume() {
