@@ -162,7 +162,8 @@ mod tests {
         ];
         assert_eq!(
             show_tree(&tree(&all)),
-            "golden  1 GiB\n  @v1\n  @v2\n    web  1 GiB\n      @base\n        deep  1 GiB\nlost  1 GiB\n"
+            "golden  1 GiB\n  @v1\n  @v2\n    web  1 GiB\n      @base\n        deep  1 GiB\n\
+             lost  1 GiB\n"
         );
     }
 
