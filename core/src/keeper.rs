@@ -58,6 +58,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod view;
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -73,10 +74,11 @@ use self::held::{Fate, Held};
 use self::open::Opening;
 use self::store::{Io, Request, Store};
 pub use self::usage::StoreBytes;
+use self::view::View;
 use crate::event::{PushRun, ToKeeper, ToShard};
 use crate::ids::{Crc32c, Epoch, OpId, ShardId, VolumeId};
 use crate::time::{Duration, Instant};
-use crate::wire::head::{Head, Settings};
+use crate::wire::head::{Head, Settings, Source};
 use crate::wire::names::{Nonce, Uuid};
 
 /// What a keeper needs to know from the start.
@@ -178,6 +180,14 @@ pub struct StoreOp(pub u64);
 pub enum Input<'a> {
     /// Claim the volume. Ends in [`Output::Attached`] or [`Output::Refused`].
     Start(Start<'a>),
+    /// Serve a snapshot of the volume, read-only, and nothing else in the keeper's life. Ends in
+    /// [`Output::Attached`] or [`Output::Refused`]. Nothing is claimed, and nothing written.
+    View {
+        /// The snapshot's number in this cache.
+        volume: VolumeId,
+        /// Number of its head.
+        number: u32,
+    },
     /// [`Output::Remember`] is durable. `volume`: the volume's number from now on.
     Remembered {
         /// A new number if the cached contents were given up, else the same.
@@ -469,6 +479,8 @@ pub struct Attached {
     pub created_unix_secs: u64,
     /// What an operator says of it.
     pub settings: Settings,
+    /// Of a clone: the snapshot that it was made from.
+    pub parent: Option<Source>,
     /// What the cache held of the volume is still good.
     pub ours: bool,
     /// Writes belong to this epoch.
@@ -668,6 +680,8 @@ enum State {
     Claiming(Box<Claim>),
     Opening(Box<Claimed>),
     Held(Box<Held>),
+    /// A snapshot.
+    Viewing(Box<View>),
     /// Released, Refused or Fenced, with what was last committed and the newest head then.
     Over(Phase, Epoch, u32),
 }
@@ -712,7 +726,7 @@ impl Keeper {
             self.clock = (now, start.unix_secs);
             self.volume = start.volume;
         }
-        if let Input::Remembered { volume } = input {
+        if let Input::Remembered { volume } | Input::View { volume, .. } = input {
             self.volume = volume;
         }
         let mut state = core::mem::replace(&mut self.state, State::Idle);
@@ -724,7 +738,10 @@ impl Keeper {
             (State::Idle, Input::Start(start)) => {
                 State::Claiming(Box::new(Claim::new(&start, &mut io)))
             }
-            (_, Input::Start(_)) => panic!("a keeper claims its volume once"),
+            (State::Idle, Input::View { number, .. }) => {
+                State::Viewing(Box::new(View::new(&mut io, number)))
+            }
+            (_, Input::Start(_) | Input::View { .. }) => panic!("a keeper has one volume, once"),
             (state, Input::StoreDone { op, result }) => match io.store.end(op) {
                 Some(request) => finish(&mut io, state, request, result),
                 None => {
@@ -743,6 +760,17 @@ impl Keeper {
             (State::Opening(mut claimed), Input::Detach) => {
                 claimed.detach = true;
                 State::Opening(claimed)
+            }
+            (State::Viewing(mut view), Input::Detach) => {
+                view.let_go(&mut io);
+                let head = view.head().map_or((Epoch::ZERO, 0), |head| (head.epoch, head.number));
+                io.store.forget();
+                io.out.push_back(Output::Released);
+                State::Over(Phase::Released, head.0, head.1)
+            }
+            (State::Viewing(mut view), input) => {
+                view.handle(&mut io, input);
+                State::Viewing(view)
             }
             (State::Held(mut held), input) => {
                 held.handle(&mut io, input);
@@ -780,6 +808,8 @@ impl Keeper {
             State::Idle => Phase::Idle,
             State::Claiming(_) | State::Opening(_) => Phase::Claiming,
             State::Held(held) => held.phase(),
+            State::Viewing(view) if view.head().is_none() => Phase::Claiming,
+            State::Viewing(_) => Phase::Clean,
             State::Over(phase, ..) => *phase,
         }
     }
@@ -792,6 +822,9 @@ impl Keeper {
             State::Held(held) => (held.committed(), held.head.number),
             State::Over(_, committed, head) => (*committed, *head),
             State::Opening(claimed) => (claimed.head.epoch, claimed.head.number),
+            State::Viewing(view) => {
+                view.head().map_or((Epoch::ZERO, 0), |head| (head.epoch, head.number))
+            }
             State::Idle | State::Claiming(_) => (Epoch::ZERO, 0),
         };
         let (push_bytes, backlog_bytes) = held.map_or((0, 0), |held| held.push_bytes());
@@ -847,6 +880,10 @@ fn finish(io: &mut Io<'_>, state: State, request: Request, result: StoreResult<'
             let fate = held.handle_done(io, request, result);
             follow(io, held, fate)
         }
+        State::Viewing(mut view) => match view.handle_done(io, request, result) {
+            Ok(()) => State::Viewing(view),
+            Err(refusal) => refuse(io, refusal),
+        },
         State::Idle | State::Over(..) => unreachable!("the store was told to forget"),
     }
 }
@@ -871,6 +908,7 @@ fn attach(io: &mut Io<'_>, mut claimed: Box<Claimed>) -> State {
         object_shift: held.head.object_shift,
         created_unix_secs: held.head.created_unix_secs,
         settings: held.head.settings.clone(),
+        parent: held.head.sources.first().copied(),
         ours,
         open: held.open(),
         committed: held.committed(),

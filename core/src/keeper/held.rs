@@ -16,8 +16,7 @@ use super::open::Opened;
 use super::store::{Call, Fault, Io, Request, Task};
 use super::{Edit, Input, Output, Owner, Phase, StoreBytes, StoreResult};
 use crate::event::{ToKeeper, ToShard};
-use crate::ids::{BLOCK_BYTES, Epoch, OpId, ShardId};
-use crate::limits::MAP_PAGE_BLOCKS;
+use crate::ids::{BLOCK_BYTES, Epoch, ShardId};
 use crate::time::{Duration, Instant};
 use crate::wire::head::{Head, Settings};
 use crate::wire::names;
@@ -198,11 +197,11 @@ impl Held {
                 cycle.handle_batch(io, &self.head, (shard, batch), runs, crcs);
             }
             Input::Fetch { shard, op, object, first, count } => {
-                let wanted = self.wanted((shard, op), object, (first, count), false);
+                let wanted = Wanted::new(&self.head, (shard, op), object, (first, count), false);
                 self.map.want(io, &self.head, wanted);
             }
             Input::Query { shard, op, object, first, count } => {
-                let wanted = self.wanted((shard, op), object, (first, count), true);
+                let wanted = Wanted::new(&self.head, (shard, op), object, (first, count), true);
                 self.map.want(io, &self.head, wanted);
             }
             Input::PushNow { ticket } => {
@@ -228,7 +227,10 @@ impl Held {
                     cycle.tick(io, &self.head);
                 }
             }
-            Input::Start(_) | Input::Remembered { .. } | Input::StoreDone { .. } => {
+            Input::Start(_)
+            | Input::View { .. }
+            | Input::Remembered { .. }
+            | Input::StoreDone { .. } => {
                 unreachable!("handled by the keeper itself")
             }
         }
@@ -288,22 +290,6 @@ impl Held {
             let key = names::head_key(self.head.volume, number);
             io.start(Task::Probe { number }, Call::Get(key));
         }
-    }
-
-    fn wanted(
-        &self,
-        (shard, op): (ShardId, OpId),
-        object: u32,
-        (first, count): (u16, u16),
-        query: bool,
-    ) -> Wanted {
-        let object_blocks = self.head.object_blocks();
-        let inside = u32::from(first) + u32::from(count) <= object_blocks;
-        assert!(inside, "a fetch is inside its object");
-        let block = u64::from(object) * u64::from(object_blocks) + u64::from(first);
-        let page = (block / MAP_PAGE_BLOCKS as u64) as u32;
-        let first = (block % MAP_PAGE_BLOCKS as u64) as u16;
-        Wanted { shard, op, page, first, count, query }
     }
 
     /// The end of a store operation.

@@ -38,6 +38,25 @@ pub(super) struct Wanted {
     pub(super) query: bool,
 }
 
+impl Wanted {
+    /// `blocks` of an object: the first, and how many.
+    pub(super) fn new(
+        head: &Head,
+        (shard, op): (ShardId, OpId),
+        object: u32,
+        (first, count): (u16, u16),
+        query: bool,
+    ) -> Self {
+        let object_blocks = head.object_blocks();
+        let inside = u32::from(first) + u32::from(count) <= object_blocks;
+        assert!(inside, "a fetch is inside its object");
+        let block = u64::from(object) * u64::from(object_blocks) + u64::from(first);
+        let page = (block / MAP_PAGE_BLOCKS as u64) as u32;
+        let first = (block % MAP_PAGE_BLOCKS as u64) as u16;
+        Self { shard, op, page, first, count, query }
+    }
+}
+
 /// What a page is, as far as it is known.
 #[derive(Debug)]
 pub(super) enum Known {

@@ -846,6 +846,9 @@ fn random_work_with_faults_and_crashes() {
                     let edit = match oldest.filter(|_| snapshots.len() > 2) {
                         Some(name) => {
                             snapshots.remove(0);
+                            let (edit, ticket) = (mark(&name), tickets);
+                            world.feed(s, Input::Edit { edit: &edit, ticket });
+                            tickets += 1;
                             Edit::DropSnapshot(name)
                         }
                         None => {
@@ -878,6 +881,10 @@ fn random_work_with_faults_and_crashes() {
     assert!(fetched > 100, "fetches are answered: {fetched}");
 }
 
+fn mark(name: &str) -> Edit {
+    Edit::MarkSnapshot { name: name.into(), deleting: true }
+}
+
 /// A snapshot is the cut that its edit made, whatever is written, folded and dropped after it;
 /// dropped, nothing is left of its head.
 #[test]
@@ -905,11 +912,106 @@ fn a_snapshot_stays_what_it_was() {
     assert_eq!(kept.snapshots.last(), Some(&snapshot), "a snapshot knows itself");
     assert!(image[..100].iter().all(|&block| block == 7) && image[100] == 0);
     assert!(world.newest().pages.values().all(|at| at.epoch > snapshot.epoch), "it was folded");
-    edit(&mut world, Edit::MarkSnapshot { name: "a".into(), deleting: true }, 20);
+    edit(&mut world, mark("a"), 20);
     assert!(world.newest().snapshots[0].deleting);
     edit(&mut world, Edit::DropSnapshot("a".into()), 21);
     world.run_until(|world| world.pending.is_empty());
     assert!(!world.objects.contains_key(&names::head_key(VOLUME, snapshot.number)));
+}
+
+/// A view of a snapshot answers from its image, whatever became of the volume, and writes nothing.
+#[test]
+fn a_view_serves_what_the_snapshot_was() {
+    let mut world = World::new(22);
+    let s = world.add();
+    world.attach(s, false);
+    for ticket in 1..30 {
+        for at in 0..60 {
+            let block = if ticket % 7 == 0 { 0 } else { ticket };
+            world.write(s, (at * 7 + ticket as usize * 31) % BLOCKS, block);
+        }
+        let edit = Edit::Snapshot(alloc::format!("s{ticket}"));
+        world.feed(s, Input::Edit { edit: &edit, ticket });
+        world.run_until(|world| world.servers[s].done.contains(&(ticket, true)));
+    }
+    world.run_until(|world| world.pending.is_empty());
+    assert!(!world.newest().pages.is_empty(), "some of it was folded");
+    for snapshot in world.newest().snapshots {
+        let (head, image) = read_head(&world.objects, snapshot.number);
+        let mut keeper = Keeper::new(world.config(1));
+        let view = Input::View { volume: VolumeId(9), number: snapshot.number };
+        let attached = drive_view(&mut keeper, &world.objects, view);
+        let blocks = head.blocks;
+        let all = attached.iter().filter(|output| match output {
+            Output::Attached(attached) => attached.blocks == blocks,
+            Output::ToShard(_, ToShard::Attach { volume, open, committed, .. }) => {
+                (*volume, *committed) == (VolumeId(9), head.epoch) && open > committed
+            }
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(all.count(), 1 + usize::from(SHARDS));
+        for object in 0..12 {
+            let op = OpId { slot: object, generation: 1 };
+            let (shard, first, count) = (ShardId(0), 3, 50);
+            let fetch = Input::Fetch { shard, op, object, first, count };
+            let answer = drive_view(&mut keeper, &world.objects, fetch);
+            let [Output::FetchPlan { reads, .. }] = &answer[..] else { panic!("{answer:?}") };
+            let mut crcs = vec![block_crc(0); count.into()];
+            for part in reads.iter().flat_map(|read| &read.parts) {
+                let at = usize::from(part.first);
+                crcs[at..at + part.crcs.len()].copy_from_slice(&part.crcs);
+            }
+            let base = (object * OBJECT_BLOCKS) as usize + usize::from(first);
+            let expected: Vec<_> = image[base..base + usize::from(count)].iter().collect();
+            let expected: Vec<u32> = expected.into_iter().map(|block| block_crc(*block)).collect();
+            assert_eq!(crcs, expected, "snapshot {}, object {object}", snapshot.name);
+        }
+        assert_eq!(drive_view(&mut keeper, &world.objects, Input::Detach), [Output::Released]);
+    }
+    // One that is not there, or not whole, is refused.
+    let mut keeper = Keeper::new(world.config(1));
+    let view = Input::View { volume: VolumeId(9), number: 4_000 };
+    let refused = drive_view(&mut keeper, &world.objects, view);
+    assert!(matches!(refused[..], [Output::Refused(Refusal::Missing { .. })]), "{refused:?}");
+    let last = world.newest().snapshots.last().expect("made above").clone();
+    let (head, _) = read_head(&world.objects, last.number);
+    let gone = head.tail.last().expect("just pushed");
+    world.objects.remove(&names::pack_key(VOLUME, gone.epoch, gone.n));
+    let mut keeper = Keeper::new(world.config(1));
+    let view = Input::View { volume: VolumeId(9), number: last.number };
+    let refused = drive_view(&mut keeper, &world.objects, view);
+    assert!(matches!(refused[..], [Output::Refused(Refusal::Missing { .. })]), "{refused:?}");
+}
+
+/// Feeds a view's keeper, and answers what it reads from these objects. Returns all else.
+fn drive_view(
+    keeper: &mut Keeper,
+    objects: &BTreeMap<String, Object>,
+    input: Input<'_>,
+) -> Vec<Output> {
+    let mut now = Instant(1);
+    let mut outputs = Vec::new();
+    keeper.handle(now, input);
+    loop {
+        let Some(output) = keeper.poll_output() else {
+            let Some(next) = keeper.poll_timeout() else { return outputs };
+            now = next;
+            keeper.handle(now, Input::Tick);
+            continue;
+        };
+        let Output::Get { op, key, first } = output else {
+            outputs.push(output);
+            continue;
+        };
+        let result = match objects.get(&key) {
+            Some(object) => {
+                let len = first.map_or(object.meta.len(), |first| first as usize);
+                StoreResult::Got(&object.meta[..len.min(object.meta.len())])
+            }
+            None => StoreResult::NotFound,
+        };
+        keeper.handle(now, Input::StoreDone { op, result });
+    }
 }
 
 #[test]
@@ -937,6 +1039,10 @@ fn an_edit_that_cannot_be_is_refused() {
     world.feed(s, Input::Edit { edit: &edit, ticket: 6 });
     world.feed(s, Input::Edit { edit: &edit, ticket: 7 });
     assert_eq!(world.servers[s].refusals.pop(), Some((7, EditError::SnapshotExists)));
+    // A mark that was taken away may have made room for a clone.
+    let drop = Edit::DropSnapshot("a".into());
+    world.feed(s, Input::Edit { edit: &drop, ticket: 8 });
+    assert_eq!(world.servers[s].refusals.pop(), Some((8, EditError::NotMarked)));
 }
 
 /// Random overwrites, with snapshots that come and go: when all is quiet, the store holds at most
@@ -958,6 +1064,10 @@ fn garbage_is_collected() {
             }
             let edit = match ticket % 20 {
                 7 => Some(Edit::Snapshot(alloc::format!("s{ticket}"))),
+                14 => {
+                    let name = alloc::format!("s{}", ticket - 7);
+                    Some(Edit::MarkSnapshot { name, deleting: true })
+                }
                 15 => Some(Edit::DropSnapshot(alloc::format!("s{}", ticket - 8))),
                 _ => None,
             };
@@ -1033,7 +1143,7 @@ fn clone_of(
     for (key, object) in objects {
         let mut object = object.clone();
         match names::parse_key(key).unwrap().1 {
-            ObjectName::Head { .. } => continue,
+            ObjectName::Head { .. } | ObjectName::Child { .. } => continue,
             ObjectName::Map { page, epoch } => {
                 let map =
                     MapPage::decode(&object.meta, (&[VOLUME], 0), page, epoch, crc32c).unwrap();

@@ -40,6 +40,20 @@ pub(crate) enum Request {
     VolumeSet { name: String, settings: Vec<Setting> },
     /// [`Scrubbed`], when it is done.
     VolumeScrub { name: String },
+    /// A list of [`TreeNode`].
+    VolumeTree,
+    /// Answered by nothing, when the store has it. Here and below: `VOLUME@SNAPSHOT`.
+    SnapshotCreate { name: String },
+    /// A list of [`SnapshotLine`].
+    SnapshotList { volume: String },
+    /// Answered by nothing.
+    SnapshotDelete { name: String },
+    /// Answered by nothing, when it is done.
+    SnapshotRollback { name: String, force: bool },
+    /// Answered by nothing, when clients can open it or cannot any more.
+    SnapshotServe { name: String, stop: bool },
+    /// Answered by nothing, when it is served.
+    Clone { from: String, name: String },
     /// Answered by nothing, when the volume is served.
     VolumeAttach { name: String, takeover: bool },
     /// Answered by nothing, when it is done. It is called off if the client goes.
@@ -151,6 +165,40 @@ pub(crate) struct Salvaged {
     pub(crate) ranges: u64,
     /// The list of them.
     pub(crate) map: PathBuf,
+}
+
+/// A snapshot in a list.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct SnapshotLine {
+    pub(crate) name: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) created_unix_secs: u64,
+    /// Number of the head that it is.
+    pub(crate) head: u32,
+    /// A deletion was begun.
+    pub(crate) deleting: bool,
+    /// Clients of this server can open it.
+    pub(crate) served: bool,
+    /// Volumes whose content lies in it.
+    pub(crate) clones: Vec<String>,
+}
+
+/// A volume in the tree.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct TreeNode {
+    pub(crate) name: String,
+    pub(crate) size_bytes: u64,
+    /// Host of the owner, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) owner: Option<String>,
+    pub(crate) snapshots: Vec<TreeSnapshot>,
+}
+
+/// A snapshot in the tree.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct TreeSnapshot {
+    pub(crate) name: String,
+    pub(crate) clones: Vec<TreeNode>,
 }
 
 /// How the pushes of a volume go.

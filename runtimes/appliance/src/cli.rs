@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod snapshot;
 mod transfer;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use heeler_core::event::Mode;
 use heeler_core::policy::Policy;
 use heeler_replay::{CacheSize, SizeError};
 
+use self::snapshot::{CloneArgs, SnapshotCommand};
 pub(crate) use self::transfer::{ExportArgs, ImportArgs};
 use crate::setting::{Setting, Switch, parse_mode};
 use crate::settings::Listen;
@@ -43,6 +45,13 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: VolumeCommand,
     },
+    /// Make, list, delete or serve snapshots, or go back to one
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
+    /// Make a volume with the content of a snapshot, at once
+    Clone(CloneArgs),
     /// Inspect, flush or purge the cache of the running server
     Cache {
         #[command(subcommand)]
@@ -161,6 +170,14 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// Show volumes, their snapshots, and the clones of these
+    Tree {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
     /// Show what is known of a volume
     Info {
         /// Which
@@ -175,7 +192,7 @@ pub(crate) enum VolumeCommand {
     Delete {
         /// Which
         name: String,
-        /// Also if it is in use, dirty, broken or another server's
+        /// Also if it is in use, dirty, broken, another server's, or has snapshots
         #[arg(long)]
         force: bool,
         #[command(flatten)]

@@ -2,6 +2,7 @@
 //! store is done without one too.
 
 mod handover;
+pub(crate) mod snapshot;
 
 use serde::Serialize;
 
@@ -11,7 +12,7 @@ use crate::api::{
 use crate::cli::{CacheCommand, StoreArgs, VolumeCommand};
 use crate::client::{Bar, Server};
 use crate::lines;
-use crate::server::{new_volume, set_stored};
+use crate::server::{new_volume, set_stored, unix_secs};
 use crate::setting::Setting;
 use crate::settings::Common;
 use crate::show;
@@ -100,6 +101,7 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
             };
             print(*json, &lines, |lines| show::volumes(lines));
         }
+        VolumeCommand::Tree { json, store } => snapshot::tree(common, *json, store)?,
         VolumeCommand::Info { name, json, store } => {
             let info: VolumeInfo = match Target::find(common, store, false)? {
                 Target::Server(mut server) => {
@@ -157,7 +159,7 @@ fn delete(common: Common<'_>, name: &str, force: bool, store: &StoreArgs) -> Res
             server.ask(&Request::VolumeDelete { name: name.into(), force })?
         }
         Target::Store(store) => {
-            let deleted = run(volumes::delete(&store, name, force))?;
+            let deleted = run(volumes::delete(&store, name, force, unix_secs()))?;
             let deleted = deleted.map_err(|e| e.to_string())?;
             Deleted { objects: deleted.objects, bytes: deleted.bytes }
         }

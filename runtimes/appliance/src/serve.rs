@@ -205,7 +205,10 @@ async fn find_volumes(server: Rc<Server>, takeover: bool) -> String {
     let mut whole = true;
     for volume in listed {
         match volume.head {
-            Ok(head) => server.add_volume(head.volume, &volume.name, takeover),
+            Ok(head) => {
+                server.add_volume(head.volume, &volume.name, takeover);
+                server.serve_known_snapshots(&volume.name, &head);
+            }
             Err(e) => {
                 whole = false;
                 log::error!("{e}");

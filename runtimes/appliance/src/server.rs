@@ -3,6 +3,7 @@
 mod handover;
 mod push;
 mod salvage;
+mod snapshot;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
@@ -92,6 +93,8 @@ pub(crate) struct Server {
     facts: Facts,
     start: std::time::Instant,
     draining: Cell<bool>,
+    /// Held while a snapshot is deleted.
+    deletions: tokio::sync::Mutex<()>,
     on_served: Box<dyn Fn(&VolumeStatus)>,
 }
 
@@ -136,6 +139,7 @@ impl Server {
             facts,
             start,
             draining: Cell::new(false),
+            deletions: tokio::sync::Mutex::new(()),
             on_served,
         }
     }
@@ -276,9 +280,14 @@ impl Server {
     }
 
     async fn create(&self, new: &NewVolume<'_>) -> Result<(), String> {
-        let name = new.name;
         self.prepare_store().await.map_err(|e| e.to_string())?;
         let head = volumes::create(&self.store, new).await.map_err(|e| e.to_string())?;
+        self.serve_made(&head).await
+    }
+
+    /// Claims a volume that was just made, and serves it.
+    async fn serve_made(&self, head: &Head) -> Result<(), String> {
+        let name = &head.name;
         self.add_volume(head.volume, name, false);
         let served = self.served(head.volume, name).await;
         served.map_err(|reason| format!("volume '{name}' was made, but is not served: {reason}"))
@@ -405,27 +414,37 @@ impl Server {
         };
         let ours = status.is_served() || status.state == "deleting";
         if ours && !force {
-            let connections: u64 = self.report().await.iter().map(|core| core.connections).sum();
-            if connections > 0 {
-                return Err(format!(
-                    "{connections} clients are connected to this server, maybe to '{name}': \
-                     disconnect them, or use --force"
-                ));
-            }
+            self.refuse_with_clients(name).await?;
+        }
+        if status.state == "served" {
+            self.prepare_delete(name, force).await?;
         }
         if !ours {
             // Another's, or nobody's: the store says whether it may go.
             let deleted = self.delete_stored(name, force).await?;
             self.close(status.uuid).await;
             self.control.borrow_mut().finish_delete(status.uuid)?;
+            self.forget_snapshots(status.uuid)?;
             self.wake.notify_one();
             return Ok(deleted);
         }
         self.close(status.uuid).await;
         let deleted = self.delete_stored(name, true).await?;
         self.control.borrow_mut().finish_delete(status.uuid)?;
+        self.forget_snapshots(status.uuid)?;
         self.wake.notify_one();
         Ok(deleted)
+    }
+
+    /// An error if clients are connected.
+    async fn refuse_with_clients(&self, name: &str) -> Result<(), String> {
+        match self.report().await.iter().map(|core| core.connections).sum::<u64>() {
+            0 => Ok(()),
+            connections => Err(format!(
+                "{connections} clients are connected to this server, maybe to '{name}': \
+                 disconnect them, or use --force"
+            )),
+        }
     }
 
     /// Closes a volume to clients, and waits until nothing of it is on its way to the store.
@@ -438,7 +457,7 @@ impl Server {
     }
 
     async fn delete_stored(&self, name: &str, force: bool) -> Result<Deleted, String> {
-        let deleted = volumes::delete(&self.store, name, force).await;
+        let deleted = volumes::delete(&self.store, name, force, unix_secs()).await;
         deleted.map(|d| Deleted { objects: d.objects, bytes: d.bytes }).map_err(|e| e.to_string())
     }
 
@@ -482,6 +501,7 @@ impl Server {
         shard: Option<u16>,
     ) -> Result<CacheReport, String> {
         let mut volumes = self.control.borrow().volumes();
+        volumes.extend(self.control.borrow().views().into_iter().map(|(_, view)| view));
         if let Some(name) = volume {
             volumes.retain(|status| status.name == name);
             if volumes.is_empty() {
@@ -628,6 +648,22 @@ impl Server {
                 let volume = self.find(&name);
                 let volume = volume.ok_or_else(|| no_volume(&name))?;
                 done(&self.push(&[volume], out).await?)
+            }
+            Request::VolumeTree => {
+                let listed = volumes::list(&self.store).await.map_err(|e| e.to_string())?;
+                done(&crate::snapshot::tree(&listed))
+            }
+            Request::SnapshotCreate { name } => done(&self.snapshot_create(&name.parse()?).await?),
+            Request::SnapshotList { volume } => done(&self.snapshot_list(&volume).await?),
+            Request::SnapshotDelete { name } => done(&self.snapshot_delete(&name.parse()?).await?),
+            Request::SnapshotRollback { name, force } => {
+                done(&self.snapshot_rollback(&name.parse()?, force, out).await?)
+            }
+            Request::SnapshotServe { name, stop } => {
+                done(&self.snapshot_serve(&name.parse()?, stop).await?)
+            }
+            Request::Clone { from, name } => {
+                done(&self.clone_snapshot(&from.parse()?, &name).await?)
             }
             Request::CacheInfo { volume, shard } => {
                 done(&self.cache_report(volume.as_deref(), shard).await?)

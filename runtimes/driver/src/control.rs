@@ -18,6 +18,7 @@ mod memory;
 mod rows;
 mod salvage;
 mod store;
+mod view;
 mod volume;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -504,7 +505,8 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     /// Every volume's figures.
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeStatus> {
-        self.volumes.iter().map(|volume| volume.status(|note| self.note(note))).collect()
+        let volumes = self.volumes.iter().filter(|volume| volume.view.is_none());
+        volumes.map(|volume| volume.status(|note| self.note(note))).collect()
     }
 
     /// How requests to the store go.
@@ -554,31 +556,33 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         if self.volumes.iter().any(|known| known.uuid == volume) || self.drain != Drain::No {
             return;
         }
-        self.enter_volume(volume, name, takeover);
-        self.start(now, self.volumes.len() - 1);
+        let index = self.enter(volume, volume, name, takeover);
+        self.start(now, index);
     }
 
-    /// A volume whose keeper has been told nothing.
-    fn enter_volume(&mut self, volume: Uuid, name: &str, takeover: bool) {
+    /// A volume or a view, and its keeper, which has been told nothing. `stored`: the volume in the
+    /// store.
+    fn enter(&mut self, uuid: Uuid, stored: Uuid, name: &str, takeover: bool) -> usize {
         self.lives += 1;
-        let number = match self.rows.find(volume) {
+        let number = match self.rows.find(uuid) {
             Some(row) => row.number,
             None => self.rows.new_number(),
         };
-        let nonce = self.rows.pending(volume).unwrap_or_else(|| Nonce((self.random)()));
+        let nonce = self.rows.pending(uuid).unwrap_or_else(|| Nonce((self.random)()));
         let seed = seed(&mut self.random);
-        let mut config = keeper::Config::new(volume, self.shards, crc32c, seed);
+        let mut config = keeper::Config::new(stored, self.shards, crc32c, seed);
         config.push_after = self.push_after;
         // How many are under way is the lanes' business; what waits there is bounded by memory.
         config.puts_max = lanes::WINDOW_MAX as usize;
         self.volumes.push(Volume {
-            uuid: volume,
+            uuid,
             name: name.into(),
             number,
             keeper: Keeper::new(config),
             life: self.lives,
             nonce,
             takeover,
+            view: None,
             state: State::Starting,
             attached: None,
             in_shards: false,
@@ -587,6 +591,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             ops: 0,
             hurried: false,
         });
+        self.volumes.len() - 1
     }
 
     /// Pushes everything that is dirty in the volume now. `None` if there is no such volume.
@@ -677,7 +682,8 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             let (gone, kept) = std::mem::take(&mut self.volumes).into_iter().partition(unserved);
             self.volumes = kept;
             let gone: Vec<Volume> = gone;
-            for volume in gone {
+            // A snapshot that could not be served stays so until somebody asks again.
+            for volume in gone.into_iter().filter(|volume| volume.view.is_none()) {
                 let emptied = self.empty(volume.uuid);
                 self.add_volume(now, volume.uuid, &volume.name, volume.takeover);
                 emptied?;
@@ -865,10 +871,14 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         let kept = if attached.ours { "kept" } else { "empty" };
         log::info!(
             "volume {}: claimed, committed epoch {:#x}, cached contents {kept}",
-            attached.name,
+            self.volumes[index].name,
             attached.committed.0
         );
         let volume = &mut self.volumes[index];
+        if volume.view.is_some() {
+            volume.attached = Some(attached);
+            return None;
+        }
         volume.name.clone_from(&attached.name);
         volume.attached = Some(attached);
         let Err(reason) = self.rows.attached(uuid, nonce) else { return None };
@@ -950,7 +960,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     fn released(&mut self, index: usize) {
         self.drop_puts(index);
         let volume = &mut self.volumes[index];
-        let (uuid, held) = (volume.uuid, volume.attached.is_some());
+        let (uuid, held) = (volume.uuid, volume.attached.is_some() && volume.view.is_none());
         if !matches!(volume.state, State::Refused(_)) {
             volume.state = State::Released;
         }
@@ -1190,7 +1200,10 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
 
     /// Tells the cores which volumes may be opened.
     fn publish(&mut self) {
-        let exports: Arc<[ExportInfo]> = self.volumes.iter().filter_map(Volume::export).collect();
+        // Volumes first: the first of all is what a client gets that names none.
+        let of = |view| self.volumes.iter().filter(move |volume| volume.view.is_some() == view);
+        let exports = of(false).chain(of(true)).filter_map(Volume::export);
+        let exports: Arc<[ExportInfo]> = exports.collect();
         self.links.exports(&exports);
     }
 

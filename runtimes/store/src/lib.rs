@@ -2,9 +2,10 @@
 //! in the store, and the offline check.
 //!
 //! Everything here runs on the control thread (or in a command of its own), never on a data core.
-//! [`Store`] is the client; [`volumes`] creates, lists and deletes volumes; [`lineage`] says whose
-//! they were; [`check`] reads a volume's image from its head down to the blocks; [`mod@format`]
-//! marks what a prefix is for; [`fault`] makes a store misbehave, for tests.
+//! [`Store`] is the client; [`volumes`] creates, lists and deletes volumes, [`snapshots`] does so
+//! with snapshots and clones; [`lineage`] says whose volumes were; [`check`] reads a volume's image
+//! from its head down to the blocks; [`mod@format`] marks what a prefix is for; [`fault`] makes a
+//! store misbehave, for tests.
 #![deny(unsafe_code, missing_docs)]
 
 mod backend;
@@ -16,6 +17,7 @@ pub mod fault;
 pub mod format;
 pub mod lineage;
 mod probe;
+pub mod snapshots;
 mod store;
 pub mod volumes;
 

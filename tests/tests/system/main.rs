@@ -24,5 +24,6 @@ mod ownership;
 mod pushes;
 mod rig;
 mod s3;
+mod snapshots;
 mod stores;
 mod transfer;

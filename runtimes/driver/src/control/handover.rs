@@ -84,10 +84,10 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                     let open = old.attached.map_or(logged.epoch, |attached| attached.open);
                     logged.epoch = logged.epoch.max(open);
                 }
-                self.enter_volume(volume, name, takeover);
-                let new = self.volumes.last_mut().expect("just entered");
+                let index = self.enter(volume, volume, name, takeover);
+                let new = &mut self.volumes[index];
                 (new.in_shards, new.geometry) = (old.in_shards, old.geometry);
-                self.start(now, self.volumes.len() - 1);
+                self.start(now, index);
                 Ok(())
             }
         }

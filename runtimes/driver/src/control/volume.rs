@@ -2,7 +2,7 @@
 
 use heeler_core::ids::{BLOCK_BYTES, VolumeId};
 use heeler_core::keeper::{self, Attached, Keeper, Phase};
-use heeler_core::wire::head::Settings;
+use heeler_core::wire::head::{Settings, Source};
 use heeler_core::wire::names::{Nonce, Uuid};
 
 use super::handover::Leaving;
@@ -46,6 +46,8 @@ pub(super) struct Volume {
     pub(super) life: u64,
     pub(super) nonce: Nonce,
     pub(super) takeover: bool,
+    /// It is this snapshot, served read-only.
+    pub(super) view: Option<Source>,
     pub(super) state: State,
     pub(super) attached: Option<Attached>,
     /// The shards know its number.
@@ -75,7 +77,7 @@ impl Volume {
             volume: self.number,
             bytes: attached.blocks * BLOCK_BYTES as u64,
             object_shift: attached.object_shift,
-            read_only: false,
+            read_only: self.view.is_some(),
         })
     }
 
@@ -104,6 +106,7 @@ impl Volume {
             in_shards: self.in_shards,
             created_unix_secs: self.attached.as_ref().map_or(0, |a| a.created_unix_secs),
             settings: self.attached.as_ref().map(|attached| attached.settings.clone()),
+            parent: self.attached.as_ref().and_then(|attached| attached.parent),
             last_failure: keeper.last_failure.map(|failure| {
                 let text = failure.note.and_then(note);
                 let why = text.unwrap_or_else(|| "the answer makes no sense".into());
@@ -152,6 +155,8 @@ pub struct VolumeStatus {
     pub created_unix_secs: u64,
     /// What an operator says of it; `None` until it was ours.
     pub settings: Option<Settings>,
+    /// Of a clone: the snapshot that it was made from.
+    pub parent: Option<Source>,
     /// The keeper's figures.
     pub keeper: keeper::Status,
     /// The last store operation that failed, also when it is over.

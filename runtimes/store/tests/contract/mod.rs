@@ -213,7 +213,7 @@ async fn volumes_live(store: &Store) {
     assert_eq!(listed, [Listed { name: "disk0".into(), head: Ok(made.clone()) }]);
     let report = check(store, made.volume, true).await.expect("answers");
     assert_eq!((report.errors, report.orphans), (vec![], vec![]));
-    volumes::delete(store, "disk0", false).await.expect("deletes");
+    volumes::delete(store, "disk0", false, 0).await.expect("deletes");
     for prefix in ["names", "volumes"] {
         assert_eq!(store.list(prefix).await, Ok(Vec::new()));
     }
