@@ -267,7 +267,7 @@ impl Site {
     }
 
     /// Starts a command that is to be killed.
-    pub(crate) fn start(&self, args: &[&str]) -> Child {
+    pub(crate) fn start_doomed(&self, args: &[&str]) -> Child {
         let mut command = Command::new(binary());
         command.args(args).arg("--data").arg(&self.data).stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(Stdio::null());

@@ -223,7 +223,7 @@ fn an_interrupted_import_goes_on() {
     let server = site.serve(&[]);
     let image = scratch.dense("image", 320 * MIB, 16);
     let note = site.data.join("transfers/import-a.json");
-    let import = site.start(&["volume", "import", &image, "a"]);
+    let import = site.start_doomed(&["volume", "import", &image, "a"]);
     wait_for_note(&note);
     kill(import);
     refused(&site, &["volume", "import", &image, "a"], "--resume");
@@ -243,7 +243,7 @@ fn a_server_that_dies_leaves_an_import_to_go_on_with() {
     let server = site.serve(&[]);
     let image = scratch.dense("image", 320 * MIB, 18);
     let note = site.data.join("transfers/import-a.json");
-    let mut import = site.start(&["volume", "import", &image, "a"]);
+    let mut import = site.start_doomed(&["volume", "import", &image, "a"]);
     wait_for_note(&note);
     server.kill();
     let status = wait("the import ends", || import.try_wait().expect("its status"));
@@ -261,7 +261,7 @@ fn an_import_does_not_go_on_with_another_content() {
     let site = site(&scratch);
     let server = site.serve(&[]);
     let image = scratch.dense("image", 320 * MIB, 19);
-    let import = site.start(&["volume", "import", &image, "a"]);
+    let import = site.start_doomed(&["volume", "import", &image, "a"]);
     wait_for_note(&site.data.join("transfers/import-a.json"));
     kill(import);
     let file = File::options().write(true).open(&image).expect("the image");
@@ -281,7 +281,7 @@ fn an_interrupted_export_goes_on() {
     for name in ["out.raw", "out.qcow2"] {
         let path = scratch.text(name);
         let partial = scratch.at(&format!("{name}.partial"));
-        let export = site.start(&["volume", "export", "a", &path]);
+        let export = site.start_doomed(&["volume", "export", "a", &path]);
         wait_for_note(&scratch.at(&format!("{name}.partial.json")));
         kill(export);
         assert!(partial.exists() && !scratch.at(name).exists());
@@ -307,7 +307,7 @@ fn an_export_does_not_go_on_when_the_volume_has_changed() {
     let image = scratch.dense("image", 320 * MIB, 21);
     site.run(&["volume", "import", &image, "a"]);
     let path = scratch.text("out");
-    let export = site.start(&["volume", "export", "a", &path]);
+    let export = site.start_doomed(&["volume", "export", "a", &path]);
     wait_for_note(&scratch.at("out.partial.json"));
     kill(export);
     write(&server, "a");
