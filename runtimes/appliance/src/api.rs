@@ -40,6 +40,8 @@ pub(crate) enum Request {
     VolumeSet { name: String, settings: Vec<Setting> },
     /// [`Scrubbed`], when it is done.
     VolumeScrub { name: String },
+    /// Answered by nothing, when it is done.
+    VolumeFlatten { name: String },
     /// A list of [`TreeNode`].
     VolumeTree,
     /// Answered by nothing, when the store has it. Here and below: `VOLUME@SNAPSHOT`.

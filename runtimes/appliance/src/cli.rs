@@ -170,6 +170,11 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// Copy what a clone shares with its parent, so that it needs the parent no more
+    Flatten {
+        /// Which
+        name: String,
+    },
     /// Show volumes, their snapshots, and the clones of these
     Tree {
         /// As JSON

@@ -101,6 +101,7 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
             };
             print(*json, &lines, |lines| show::volumes(lines));
         }
+        VolumeCommand::Flatten { name } => snapshot::flatten(common, name)?,
         VolumeCommand::Tree { json, store } => snapshot::tree(common, *json, store)?,
         VolumeCommand::Info { name, json, store } => {
             let info: VolumeInfo = match Target::find(common, store, false)? {

@@ -649,6 +649,7 @@ impl Server {
                 let volume = volume.ok_or_else(|| no_volume(&name))?;
                 done(&self.push(&[volume], out).await?)
             }
+            Request::VolumeFlatten { name } => done(&self.flatten(&name, out).await?),
             Request::VolumeTree => {
                 let listed = volumes::list(&self.store).await.map_err(|e| e.to_string())?;
                 done(&crate::snapshot::tree(&listed))

@@ -244,7 +244,7 @@ pub enum Event {
         /// The blocks; `None`: not all of them can be read.
         bytes: Option<Vec<u8>>,
     },
-    /// The end of [`Control::push`] or [`Control::edit`].
+    /// The end of [`Control::push`], [`Control::edit`] or [`Control::flatten`].
     Pushed {
         /// Of the request.
         ticket: Ticket,
@@ -599,6 +599,15 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         let index = self.index(volume)?;
         let ticket = self.ticket();
         self.feed(now, index, Input::PushNow { ticket: ticket.0 });
+        Some(ticket)
+    }
+
+    /// Copies what lies in other volumes, so that the volume is no clone any more.
+    /// [`Event::Pushed`] says that it is done. `None` if there is no such volume.
+    pub fn flatten(&mut self, now: Instant, volume: Uuid) -> Option<Ticket> {
+        let index = self.index(volume)?;
+        let ticket = self.ticket();
+        self.feed(now, index, Input::Flatten { ticket: ticket.0 });
         Some(ticket)
     }
 

@@ -332,7 +332,7 @@ pub(crate) async fn refuse_with_clones(
 }
 
 /// The volumes whose images lie in snapshots of this one. Records that clones left behind which
-/// were never made, or are gone, are removed.
+/// were never made, are gone, or were flattened, are removed.
 ///
 /// # Errors
 /// `Broken` or `Store`.
@@ -356,6 +356,13 @@ pub async fn clones(
             Err(()) => false,
         };
         let head = head.ok().flatten();
+        if let Some(head) = head.as_ref().filter(|head| head.number > 1)
+            && !needs(store, head, Source { volume, number }).await?
+        {
+            log::info!("{}: the clone was flattened; removed", entry.key);
+            store.delete(&entry.key).await?;
+            continue;
+        }
         if unsure && is_left_behind(store, &entry.key, head.as_ref(), unix_secs).await? {
             continue;
         }
@@ -363,6 +370,22 @@ pub async fn clones(
         clones.push(Clone { number, volume: clone, name });
     }
     Ok(clones)
+}
+
+/// Whether a volume's image, or that of one of its snapshots, lies in a snapshot, as far as can be
+/// told. A clone's first head does, and none does again once none did.
+async fn needs(store: &Store, head: &Head, source: Source) -> Result<bool, VolumeError> {
+    if head.sources.contains(&source) {
+        return Ok(true);
+    }
+    for snapshot in &head.snapshots {
+        match kept_head(store, head, snapshot.number, &head.name).await {
+            Ok(kept) if !kept.sources.contains(&source) => {}
+            Ok(_) | Err(VolumeError::Broken { .. }) => return Ok(true),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a record is of no use any more, because its volume has no head, or a first one that no

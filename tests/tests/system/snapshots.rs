@@ -159,6 +159,34 @@ fn clones_are_volumes_of_their_own() {
     check(&site);
 }
 
+/// A flattened clone has all it needs: its parent can go.
+#[test]
+fn a_flattened_clone_needs_no_parent() {
+    let scratch = Scratch::new();
+    let site = Site::new(&scratch);
+    site.make_volume("disk0");
+    let image = scratch.ext4("image");
+    let server = site.serve(&[]);
+    run("nbdcopy", &[&image, &server.uri("disk0")]);
+    site.run(&["snapshot", "create", "disk0@v1"]);
+    site.run(&["clone", "disk0@v1", "web"]);
+    run("qemu-io", &["-f", "raw", "-c", "write -P 7 40M 1M", &server.uri("web")]);
+    refused(&site, &["snapshot", "delete", "disk0@v1"], "has clones: web");
+    refused(&site, &["volume", "flatten", "disk0"], "is no clone");
+    site.run(&["volume", "flatten", "web"]);
+    site.run(&["snapshot", "delete", "disk0@v1"]);
+    site.run(&["volume", "delete", "disk0", "--force"]);
+    // Nothing of it comes out of the cache.
+    site.run(&["cache", "flush"]);
+    site.run(&["cache", "purge", "--force"]);
+    let changed = format!("{image}.changed");
+    std::fs::copy(&image, &changed).expect("copies");
+    run("qemu-io", &["-f", "raw", "-c", "write -P 7 40M 1M", &changed]);
+    assert_begins(&server.uri("web"), &changed);
+    server.stop();
+    check(&site);
+}
+
 #[test]
 fn a_hundred_clones_of_one_snapshot() {
     let scratch = Scratch::new();

@@ -110,6 +110,16 @@ pub(crate) fn clone(common: Common<'_>, args: &CloneArgs) -> Result<(), String> 
     Ok(())
 }
 
+/// `heeler volume flatten`.
+pub(crate) fn flatten(common: Common<'_>, name: &str) -> Result<(), String> {
+    let mut server = Server::connect(&common.data()?)?;
+    let bar = Bar::new("copying");
+    let request = Request::VolumeFlatten { name: name.into() };
+    server.ask_with::<()>(&request, &mut |done, total| bar.set(done, total))?;
+    println!("{name} needs its parent no more");
+    Ok(())
+}
+
 /// `heeler volume tree`.
 pub(crate) fn tree(common: Common<'_>, json: bool, store: &StoreArgs) -> Result<(), String> {
     let tree: Vec<TreeNode> = match Target::find(common, store, false)? {

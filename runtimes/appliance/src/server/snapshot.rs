@@ -1,15 +1,17 @@
 //! Snapshots and clones of volumes, for a server: its own volumes it changes itself, others in the
 //! store.
 
+use heeler_core::ids::BLOCK_BYTES;
 use heeler_core::keeper::Edit;
+use heeler_core::limits::MAP_PAGE_BLOCKS;
 use heeler_core::wire::head::{Head, Source};
 use heeler_core::wire::names::Uuid;
-use heeler_driver::control::VolumeStatus;
+use heeler_driver::control::{Event, VolumeStatus};
 use heeler_store::snapshots::{self, SnapshotName};
 use heeler_store::volumes::{self, VolumeError};
 
-use super::{Lines, Server, unix_secs};
-use crate::api::SnapshotLine;
+use super::{Lines, PROGRESS_EVERY, Server, unix_secs};
+use crate::api::{Answer, SnapshotLine};
 use crate::snapshot;
 
 impl Server {
@@ -77,6 +79,41 @@ impl Server {
             self.attach(&name.volume, false).await?;
         }
         done.map_err(snapshot::explain)
+    }
+
+    /// Copies what a clone shares with its parent, and says how far it is. Then nothing but its own
+    /// snapshots holds its parent's.
+    pub(super) async fn flatten(&self, name: &str, out: &mut Lines) -> Result<(), String> {
+        let own = self.own_volume(name);
+        let own = own.ok_or_else(|| format!("this server serves no volume '{name}'"))?;
+        let head = volumes::named_head(&self.store, name).await.map_err(|e| e.to_string())?;
+        if head.sources.is_empty() {
+            return Err(format!("volume '{name}' is no clone: there is nothing to flatten"));
+        }
+        let ticket = self.control.borrow_mut().flatten(self.now(), own.uuid);
+        let ticket = ticket.ok_or_else(|| format!("volume '{name}' was removed"))?;
+        let mut done = self.wait_for(ticket);
+        let event = loop {
+            tokio::select! {
+                event = &mut done => break event,
+                () = tokio::time::sleep(PROGRESS_EVERY) => {
+                    let pages = self.find(name).and_then(|status| status.keeper.flatten_pages);
+                    let (total, left) = pages.unwrap_or((0, 0));
+                    let bytes = |pages: u64| pages * (MAP_PAGE_BLOCKS * BLOCK_BYTES) as u64;
+                    let (done_bytes, total_bytes) = (bytes(total - left), bytes(total));
+                    out.send(&Answer::Progress { done_bytes, total_bytes }).await?;
+                }
+            }
+        };
+        if !matches!(event, Ok(Event::Pushed { committed: true, .. })) {
+            return Err(format!("volume '{name}' was lost before it was flattened"));
+        }
+        for source in &head.sources {
+            // Removes the records of who needs it no more.
+            let swept = snapshots::clones(&self.store, source.volume, unix_secs()).await;
+            swept.map_err(|e| e.to_string())?;
+        }
+        Ok(())
     }
 
     /// Makes a volume with the image of a snapshot, and serves it.

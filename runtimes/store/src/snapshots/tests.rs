@@ -116,6 +116,26 @@ async fn what_has_clones_is_not_deleted() {
     assert_eq!(keys(&store).await, [&heads[..], &["names/golden".into()]].concat());
 }
 
+/// A flattened clone lets go of its parent, but not while a snapshot of its own lies there.
+#[tokio::test]
+async fn a_flattened_clone_lets_go_of_its_parent() {
+    let store = memory();
+    let golden = golden(&store).await;
+    clone(&store, &name("golden@v1"), "web", NOW).await.expect("clones");
+    edit(&store, "web", NOW, &Edit::Snapshot("old".into())).await.expect("edits");
+    let flatten = |head: &mut Head| {
+        head.pages.clear();
+        head.tail.clear();
+        head.sources.clear();
+        Ok(())
+    };
+    volumes::edit(&store, "web", NOW, flatten).await.expect("edits");
+    assert_eq!(clones(&store, golden.volume, LATER).await.expect("lists").len(), 1);
+    delete_snapshot(&store, "web@old", NOW).await.expect("deletes");
+    assert_eq!(clones(&store, golden.volume, LATER).await.expect("lists"), []);
+    delete_snapshot(&store, "golden@v1", NOW).await.expect("nobody needs it");
+}
+
 #[tokio::test]
 async fn a_volume_with_snapshots_needs_force() {
     let store = memory();
