@@ -426,10 +426,10 @@ mod tests {
         ];
         assert_eq!(
             volumes(&lines),
-            "NAME   SIZE    STATE   DIRTY  SINCE  BACKLOG               OWNER\n\
-             disk0  16 GiB  served  4 KiB  7 s    4 KiB                 -\n\
+            "NAME   SIZE    STATE   DIRTY  SINCE  BACKLOG                OWNER\n\
+             disk0  16 GiB  served  4 KiB  7 s    4 KiB                  -\n\
              b      16 GiB  served  4 KiB  7 s    4 KiB, 2 s at 2 KiB/s  -\n\
-             a      16 GiB  served  -      -      -                     -\n\
+             a      16 GiB  served  -      -      -                      -\n\
              a: lost\n"
         );
         assert!(volumes(&[]).contains("heeler volume create"));
