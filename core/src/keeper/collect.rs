@@ -252,7 +252,9 @@ impl Collect {
         if self.stalled || garbage <= allowed.max(io.config.garbage_min) {
             return;
         }
-        let victims = self.usage.victims(&head.snapshots, io.config.copy_blocks_max as u32);
+        // To half of what is allowed: every block that is copied costs, and others die meanwhile.
+        let (blocks_max, excess) = (io.config.copy_blocks_max as u32, garbage - allowed / 2);
+        let victims = self.usage.victims(&head.snapshots, blocks_max, excess);
         if victims.is_empty() {
             self.stalled = true;
             return;

@@ -140,11 +140,17 @@ impl Usage {
         bytes
     }
 
-    /// Packs worth rewriting, the best first, so that together they have at most `blocks_max` live
-    /// blocks: those that give back most for what is copied, and old ones rather than young ones,
-    /// which are still losing blocks (Rosenblum and Ousterhout, "The Design and Implementation of a
-    /// Log-Structured File System", SOSP 1991). None that a snapshot holds: that gains nothing.
-    pub(super) fn victims(&self, snapshots: &[Snapshot], blocks_max: u32) -> Vec<PackRef> {
+    /// Packs worth rewriting, the best first, until they give back `bytes`, so that together they
+    /// have at most `blocks_max` live blocks: those that give back most for what is copied, and old
+    /// ones rather than young ones, which are still losing blocks (Rosenblum and Ousterhout, "The
+    /// Design and Implementation of a Log-Structured File System", SOSP 1991). None that a snapshot
+    /// holds: that gains nothing.
+    pub(super) fn victims(
+        &self,
+        snapshots: &[Snapshot],
+        blocks_max: u32,
+        bytes: u64,
+    ) -> Vec<PackRef> {
         let mut worth = Vec::new();
         let ages = (1..=self.packs.len() as u64).rev();
         for (age, (&(epoch, n), known)) in ages.zip(&self.packs) {
@@ -157,12 +163,13 @@ impl Usage {
             // (1 - u) * age / (1 + u), in thousandths.
             let benefit = (bytes - live) * 1000 / (bytes + live) * age;
             let pack = PackRef { source: 0, epoch, n, header_bytes: known.header_bytes };
-            worth.push((benefit, pack, known.live));
+            worth.push((benefit, pack, known.live, bytes - live));
         }
         worth.sort_unstable_by(|a, b| b.cmp(a));
-        let mut left = blocks_max;
-        let fits = |&(_, pack, live): &(u64, PackRef, u32)| {
-            left = left.checked_sub(live)?;
+        let (mut left, mut wanted) = (blocks_max, bytes);
+        let fits = |&(_, pack, live, garbage): &(u64, PackRef, u32, u64)| {
+            left = left.checked_sub(live).filter(|_| wanted > 0)?;
+            wanted = wanted.saturating_sub(garbage);
             Some(pack)
         };
         worth.iter().map_while(fits).collect()
@@ -254,9 +261,13 @@ mod tests {
             usage.count(&[(pack(epoch), live)]);
         }
         usage.enter_tail(Epoch(6), 0);
-        assert_eq!(usage.victims(&[], 100), [2, 4, 5, 3].map(pack));
-        assert_eq!(usage.victims(&[], 5), [2, 4].map(pack));
-        assert_eq!(usage.victims(&[snapshot(3)], 100), [4, 5].map(pack));
+        assert_eq!(usage.victims(&[], 100, u64::MAX), [2, 4, 5, 3].map(pack));
+        assert_eq!(usage.victims(&[], 5, u64::MAX), [2, 4].map(pack));
+        assert_eq!(usage.victims(&[snapshot(3)], 100, u64::MAX), [4, 5].map(pack));
+        // The first gives back 8 blocks, the second 9.
+        let block = BLOCK_BYTES as u64;
+        assert_eq!(usage.victims(&[], 100, 8 * block), [2].map(pack));
+        assert_eq!(usage.victims(&[], 100, 9 * block), [2, 4].map(pack));
         let bytes = usage.bytes(&[snapshot(1)]);
         assert_eq!((bytes.held, bytes.packs), (full, 4 * full));
         assert_eq!(bytes.live, 14 * BLOCK_BYTES as u64);
