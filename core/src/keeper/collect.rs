@@ -11,7 +11,6 @@
 //! would find again.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::StoreResult;
@@ -54,6 +53,11 @@ pub(super) struct Collect {
     pushed_bytes: u64,
     /// The last rewriting gained nothing: no other before something has changed.
     stalled: bool,
+    /// What was counted has changed, or there is time again: look for what to do. Looking goes
+    /// through all packs, so it is not done for every input of the keeper.
+    due: bool,
+    /// What the store held when that was done last.
+    bytes: StoreBytes,
     /// A flattening: the page to go on with, and pages of other volumes that are left.
     flatten: Option<u32>,
 }
@@ -67,18 +71,26 @@ impl Collect {
             copies: 0,
             pushed_bytes: 0,
             stalled: false,
+            due: false,
+            bytes: StoreBytes::default(),
             flatten: None,
         }
     }
 
-    /// What the store holds, if it is known.
-    pub(super) fn store_bytes(&self, head: &Head) -> Option<StoreBytes> {
-        self.known.then(|| self.usage.bytes(&head.snapshots))
+    /// What the store held as of the last commit, if it is known.
+    pub(super) fn store_bytes(&self) -> Option<StoreBytes> {
+        self.known.then_some(self.bytes)
+    }
+
+    /// A head is committed: packs and snapshots may have come and gone.
+    pub(super) fn handle_commit(&mut self) {
+        self.due = true;
     }
 
     /// Copies everything that lies in other volumes, bit by bit.
     pub(super) fn flatten(&mut self) {
         self.flatten.get_or_insert(0);
+        self.due = true;
     }
 
     /// Gives up what is under way: a release does not wait for it.
@@ -168,7 +180,7 @@ impl Collect {
             }
             (State::Rewriting(rewrite), Task::PutCopy) => match result {
                 StoreResult::Done => {
-                    let (epoch, n, bytes) = rewrite.handle_put(io, head);
+                    let (epoch, n, bytes) = rewrite.handle_put(io);
                     if self.known {
                         self.usage.add(epoch, n, bytes);
                     }
@@ -197,13 +209,14 @@ impl Collect {
     ) -> Vec<ObjectName> {
         let mut gone = Vec::new();
         match &mut self.state {
-            State::Idle => self.begin(io, head, map),
+            State::Idle => {}
             State::Scanning(scan) => {
                 if scan.settle(io, head)
                     && let State::Scanning(scan) = core::mem::replace(&mut self.state, State::Idle)
                 {
                     gone = scan.finish(head, &mut self.usage, folding);
                     self.known = true;
+                    self.due = true;
                 }
             }
             State::Rewriting(rewrite) => {
@@ -216,14 +229,21 @@ impl Collect {
             }
             State::Ready(..) | State::Folding => {}
         }
-        if self.known {
-            gone.extend(self.usage.take_dead(&head.snapshots));
+        if core::mem::take(&mut self.due) {
+            if self.known {
+                gone.extend(self.usage.take_dead(&head.snapshots));
+                self.bytes = self.usage.bytes(&head.snapshots);
+            }
+            if matches!(self.state, State::Idle) {
+                self.begin(io, head, map);
+            }
         }
         gone
     }
 
     fn copied(&mut self, rewrite: Rewrite) {
         let (pages, moves, next) = rewrite.finish();
+        self.due = true;
         if self.flatten.is_some() {
             self.flatten = Some(next.unwrap_or(u32::MAX));
         }
@@ -246,9 +266,9 @@ impl Collect {
             }
             return;
         }
-        let bytes = self.usage.bytes(&head.snapshots);
-        let garbage = bytes.packs.saturating_sub(bytes.live);
-        let allowed = bytes.live * u64::from(io.config.garbage_percent) / 100;
+        let StoreBytes { packs, live, .. } = self.bytes;
+        let garbage = packs.saturating_sub(live);
+        let allowed = live * u64::from(io.config.garbage_percent) / 100;
         if self.stalled || garbage <= allowed.max(io.config.garbage_min) {
             return;
         }
@@ -265,18 +285,16 @@ impl Collect {
     /// Whether a flattening has come to its end: nothing lies in other volumes. Says so once.
     pub(super) fn has_flattened(&mut self, head: &Head) -> bool {
         let all = self.flatten == Some(u32::MAX) && matches!(self.state, State::Idle);
-        let own = head.pages.values().all(|at| at.source == 0)
-            && head.tail.iter().all(|pack| pack.source == 0);
-        if all && own {
+        let done = all && head.is_flat();
+        if done {
             self.flatten = None;
         }
-        all && own
+        done
     }
 
     /// Pages that a flattening has to look at, and how many of them it has not.
     pub(super) fn flatten_pages(&self, head: &Head) -> Option<(u64, u64)> {
         let first = self.flatten?;
-        let pages: BTreeSet<u32> = head.pages.keys().copied().collect();
-        Some((pages.len() as u64, pages.range(first..).count() as u64))
+        Some((head.pages.len() as u64, head.pages.range(first..).count() as u64))
     }
 }

@@ -84,11 +84,8 @@ impl Edit {
             }
             Self::DropSnapshot(name) if !marked(name) => Err(EditError::NotMarked),
             Self::MarkSnapshot { .. } | Self::DropSnapshot(_) => Ok(()),
-            Self::Flattened => {
-                let own = head.pages.values().all(|at| at.source == 0)
-                    && head.tail.iter().all(|pack| pack.source == 0);
-                if own { Ok(()) } else { Err(EditError::NotFlat) }
-            }
+            Self::Flattened if head.is_flat() => Ok(()),
+            Self::Flattened => Err(EditError::NotFlat),
         }
     }
 

@@ -150,7 +150,7 @@ impl Held {
     }
 
     pub(super) fn store_bytes(&self) -> Option<StoreBytes> {
-        self.collect.store_bytes(&self.head)
+        self.collect.store_bytes()
     }
 
     pub(super) fn flatten_pages(&self) -> Option<(u64, u64)> {
@@ -508,6 +508,7 @@ impl Held {
             self.collect.handle_push(&cycle.packs, &cycle.pack_bytes);
             self.finish_cycle(io);
         }
+        self.collect.handle_commit();
         self.released = self.head.released;
         let long = self.head.tail.len() >= io.config.tail_packs_max;
         let large = self.tail_bytes >= io.config.tail_bytes_min

@@ -47,12 +47,9 @@ impl Wanted {
         (first, count): (u16, u16),
         query: bool,
     ) -> Self {
-        let object_blocks = head.object_blocks();
-        let inside = u32::from(first) + u32::from(count) <= object_blocks;
+        let inside = u32::from(first) + u32::from(count) <= head.object_blocks();
         assert!(inside, "a fetch is inside its object");
-        let block = u64::from(object) * u64::from(object_blocks) + u64::from(first);
-        let page = (block / MAP_PAGE_BLOCKS as u64) as u32;
-        let first = (block % MAP_PAGE_BLOCKS as u64) as u16;
+        let (page, first) = head.place_of(object, first);
         Self { shard, op, page, first, count, query }
     }
 }

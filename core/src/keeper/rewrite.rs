@@ -74,6 +74,8 @@ struct Copying {
     /// In its name.
     n: u32,
     batch: Option<BatchHandle>,
+    /// Bytes of its header.
+    header_bytes: u16,
 }
 
 impl Rewrite {
@@ -128,8 +130,7 @@ impl Rewrite {
         // A damaged victim stays as it is: `heeler check` tells of it.
         let Some(header) = header else { return };
         for run in header.runs.iter().filter(|run| !run.zero) {
-            let object = u64::from(run.object) * u64::from(head.object_blocks());
-            let page = ((object + u64::from(run.first)) / MAP_PAGE_BLOCKS as u64) as u32;
+            let (page, _) = head.place_of(run.object, run.first);
             if head.pages.contains_key(&page) {
                 self.todo.insert(page);
             }
@@ -209,7 +210,8 @@ impl Rewrite {
             names::pack_key(head.volume_of(source), epoch, n)
         });
         io.start(Task::Gather, Call::Gather(blocks.len() as u16, reads));
-        self.copying = Some(Copying { blocks, n: FIRST_COPY + *copies, batch: None });
+        let n = FIRST_COPY + *copies;
+        self.copying = Some(Copying { blocks, n, batch: None, header_bytes: 0 });
         *copies += 1;
     }
 
@@ -226,6 +228,7 @@ impl Rewrite {
             StoreResult::Gathered(batch) => {
                 copying.batch = Some(batch);
                 let header = copying.header(head, self.epoch);
+                copying.header_bytes = header.bytes();
                 let key = names::pack_key(head.volume, self.epoch, copying.n);
                 let meta: Arc<[u8]> = header.encode(io.config.crc32c).into();
                 let bytes = meta.len() + copying.blocks.len() * BLOCK_BYTES;
@@ -239,16 +242,15 @@ impl Rewrite {
     }
 
     /// A pack of copies is in the store. Returns its name and bytes.
-    pub(super) fn handle_put(&mut self, io: &mut Io<'_>, head: &Head) -> (Epoch, u32, u64) {
+    pub(super) fn handle_put(&mut self, io: &mut Io<'_>) -> (Epoch, u32, u64) {
         let copying = self.copying.take().expect("a copy was put");
-        let header = copying.header(head, self.epoch);
-        let pack =
-            PackRef { source: 0, epoch: self.epoch, n: copying.n, header_bytes: header.bytes() };
+        let Copying { n, header_bytes, .. } = copying;
+        let pack = PackRef { source: 0, epoch: self.epoch, n, header_bytes };
         for (at, live) in (0..).zip(&copying.blocks) {
             self.moves.insert((live.pack, live.offset), (pack, at));
         }
         io.out.extend(copying.batch.map(Output::DropBatch));
-        let bytes = u64::from(header.bytes()) + (copying.blocks.len() * BLOCK_BYTES) as u64;
+        let bytes = u64::from(header_bytes) + (copying.blocks.len() * BLOCK_BYTES) as u64;
         (pack.epoch, pack.n, bytes)
     }
 

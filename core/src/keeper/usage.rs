@@ -128,9 +128,10 @@ impl Usage {
 
     /// What the store holds.
     pub(super) fn bytes(&self, snapshots: &[Snapshot]) -> StoreBytes {
+        let newest = newest(snapshots);
         let mut bytes = StoreBytes::default();
         for ((epoch, _), known) in &self.packs {
-            if is_held(*epoch, snapshots) {
+            if newest >= Some(*epoch) {
                 bytes.held += known.bytes;
             } else {
                 bytes.packs += known.bytes;
@@ -151,13 +152,14 @@ impl Usage {
         blocks_max: u32,
         bytes: u64,
     ) -> Vec<PackRef> {
+        let newest = newest(snapshots);
         let mut worth = Vec::new();
         let ages = (1..=self.packs.len() as u64).rev();
         for (age, (&(epoch, n), known)) in ages.zip(&self.packs) {
             let (live, bytes) = (known.live_bytes(), known.bytes);
             // What the header takes is no garbage.
             let full = live + u64::from(known.header_bytes) >= bytes;
-            if known.in_tail || known.live == 0 || full || is_held(epoch, snapshots) {
+            if known.in_tail || known.live == 0 || full || newest >= Some(epoch) {
                 continue;
             }
             // (1 - u) * age / (1 + u), in thousandths.
@@ -182,9 +184,9 @@ impl Use {
     }
 }
 
-/// Whether a snapshot needs a pack that the newest image still has.
-fn is_held(epoch: Epoch, snapshots: &[Snapshot]) -> bool {
-    snapshots.iter().any(|snapshot| snapshot.epoch >= epoch)
+/// The epoch of the last snapshot. It needs what the newest image has of that epoch or before.
+fn newest(snapshots: &[Snapshot]) -> Option<Epoch> {
+    snapshots.iter().map(|snapshot| snapshot.epoch).max()
 }
 
 #[cfg(test)]
