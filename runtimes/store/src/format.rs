@@ -81,11 +81,7 @@ const WORD: &str = "heeler-format";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Place, StoreConfig};
-
-    fn memory() -> Store {
-        Store::open(StoreConfig::new(Place::Memory)).expect("memory opens")
-    }
+    use crate::testing::memory;
 
     async fn put(store: &Store, key: &str, text: &'static str) {
         store.put(key, PutPayload::from_static(text.as_bytes()), false).await.expect("puts");

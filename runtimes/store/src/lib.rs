@@ -19,6 +19,8 @@ pub mod lineage;
 mod probe;
 pub mod snapshots;
 mod store;
+#[cfg(test)]
+mod testing;
 pub mod volumes;
 
 pub use backend::{Backend, Entry};

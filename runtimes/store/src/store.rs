@@ -343,16 +343,13 @@ pub(crate) mod tests {
     use super::*;
     use crate::Place;
     use crate::fault::{Fault, Faulty, Rates};
+    use crate::testing::memory;
 
     /// A directory of this test's own.
     pub(crate) fn scratch(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("heeler-store-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&path).expect("creates a scratch directory");
         path
-    }
-
-    fn memory() -> Store {
-        Store::open(StoreConfig::new(Place::Memory)).expect("memory opens")
     }
 
     fn faulty(faults: &[Option<Fault>]) -> Store {

@@ -551,6 +551,7 @@ const CLONES_SHOWN: usize = 5;
 mod tests {
     use super::*;
     use crate::fault::{Fault, Faulty, Rates};
+    use crate::testing::{keys, memory};
     use crate::{Place, StoreConfig};
 
     fn new() -> NewVolume<'static> {
@@ -563,21 +564,9 @@ mod tests {
         }
     }
 
-    fn memory() -> Store {
-        Store::open(StoreConfig::new(Place::Memory)).expect("memory opens")
-    }
-
     async fn put_head(store: &Store, head: &Head) {
         let key = names::head_key(head.volume, head.number);
         store.put(&key, head.encode(CRC32C).into(), true).await.expect("creates");
-    }
-
-    async fn keys(store: &Store) -> Vec<String> {
-        let mut keys = Vec::new();
-        for prefix in [names::VOLUMES_PREFIX, names::NAMES_PREFIX] {
-            keys.extend(store.list(prefix).await.expect("lists").into_iter().map(|e| e.key));
-        }
-        keys
     }
 
     #[tokio::test]

@@ -324,6 +324,16 @@ impl Site {
         self.spawn_by(&[], flags)
     }
 
+    /// Starts a server that must say why it cannot have a volume, and go on running.
+    pub(crate) fn spawn_refused(&self) -> Server<'_> {
+        let server = self.spawn(&[]);
+        wait("the second server says why not", || {
+            server.assert_alive();
+            server.log().contains("--takeover").then_some(())
+        });
+        server
+    }
+
     /// The same, by a command that ends in becoming the one behind it.
     pub(crate) fn spawn_by(&self, by: &[&str], flags: &[&str]) -> Server<'_> {
         fs::create_dir_all(&self.data).expect("the data directory");

@@ -199,11 +199,7 @@ fn a_store_without_create_if_absent_needs_permission() {
     server.push("disk0");
     // It cannot be kept out if it comes at the same moment; one that comes later is.
     let other = site.neighbour(&scratch, "b");
-    let second = other.spawn(&[]);
-    wait("the second server says why not", || {
-        second.assert_alive();
-        second.log().contains("--takeover").then_some(())
-    });
+    let second = other.spawn_refused();
     second.stop();
     server.stop();
     fs::remove_file(site.cache()).expect("the cache file");
@@ -310,11 +306,7 @@ fn disks_live_on_ceph() {
     server.push("disk0");
     // A second server is kept out, and takes over when it is told to.
     let other = site.neighbour(&scratch, "b");
-    let second = other.spawn(&[]);
-    wait("the second server says why not", || {
-        second.assert_alive();
-        second.log().contains("--takeover").then_some(())
-    });
+    let second = other.spawn_refused();
     second.stop();
     let second = other.serve(&["--takeover"]);
     assert_same(&image, &second.uri("disk0"));

@@ -6,6 +6,7 @@ use heeler_core::wire::head::Settings;
 use super::*;
 use crate::check;
 use crate::fault::{Fault, Faulty, Rates};
+use crate::testing::{keys, memory};
 use crate::volumes::NewVolume;
 use crate::{Place, PutPayload, StoreConfig};
 
@@ -15,10 +16,6 @@ const LATER: u64 = NOW + RECORD_SECS_MAX;
 
 fn name(text: &str) -> SnapshotName {
     text.parse().expect("a name")
-}
-
-fn memory() -> Store {
-    Store::open(StoreConfig::new(Place::Memory)).expect("memory opens")
 }
 
 /// `golden` with snapshots `v1` and `v2`.
@@ -49,14 +46,6 @@ async fn delete_snapshot(store: &Store, snapshot: &str, at: u64) -> Result<(), V
     let name = name(snapshot);
     let edits = async |change| edit(store, &name.volume, at, &change).await;
     delete(store, &name, at, edits).await
-}
-
-async fn keys(store: &Store) -> Vec<String> {
-    let mut keys = Vec::new();
-    for prefix in [names::VOLUMES_PREFIX, names::NAMES_PREFIX] {
-        keys.extend(store.list(prefix).await.expect("lists").into_iter().map(|e| e.key));
-    }
-    keys
 }
 
 #[tokio::test]
