@@ -9,6 +9,7 @@ which lie in many objects. A stamp says what was the last acknowledged number of
 was issued.
 """
 
+import signal
 import struct
 import sys
 import threading
@@ -18,6 +19,7 @@ import nbd
 THREADS = 4
 SLOTS = 64
 BLOCK = 4096
+LONGEST = 300  # seconds that a run may take
 STAMP = struct.Struct("<8sQQ%dQ" % THREADS)
 MAGIC = b"stamped!"
 
@@ -44,11 +46,15 @@ def write(uri, thread, acked, ended):
             acked[thread] = number
             if number % 100 == 0:
                 print("acked", number, flush=True)
-    except nbd.Error:
+    except (nbd.Error, BrokenPipeError):
+        pass
+    finally:
+        # However this thread ends: what waits for it must not wait for ever.
         ended.set()
 
 
 def run(uri):
+    signal.alarm(LONGEST)
     acked = [0] * THREADS
     ended = threading.Event()
     threads = [

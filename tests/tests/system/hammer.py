@@ -15,6 +15,7 @@ import json
 import os
 import random
 import select
+import signal
 import sys
 
 import nbd
@@ -24,6 +25,7 @@ LANE_SECTORS = 4096
 LANES = 16
 HANDLES = 4
 RUN_SECTORS = 128
+LONGEST = 300  # seconds that a run may take
 
 
 def content(sector, version):
@@ -180,6 +182,7 @@ def check(uri, state):
 if __name__ == "__main__":
     verb, uri, state = sys.argv[1], sys.argv[2], State(sys.argv[3])
     if verb == "run":
+        signal.alarm(LONGEST)
         run(uri, state, int(sys.argv[4]))
     else:
         check(uri, state)

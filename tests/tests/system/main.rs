@@ -27,3 +27,4 @@ mod s3;
 mod snapshots;
 mod stores;
 mod transfer;
+mod writer;

@@ -1,45 +1,11 @@
 //! Snapshots, clones and rollbacks with real clients, while they write, and through crashes.
 
-use std::io::{BufRead, BufReader, Lines};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use crate::rig::{
-    Random, Scratch, Server, Site, assert_begins, assert_same, output, python, run, said, script,
+    Random, Scratch, Server, Site, assert_begins, assert_same, output, python, run, said,
 };
-
-/// A writer of stamps: `cut.py`.
-struct Writer {
-    process: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Writer {
-    fn start(uri: &str) -> Self {
-        let mut process = Command::new("timeout")
-            .args(["300", "/usr/bin/python3", &script("cut.py"), "run", uri])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3 starts");
-        let lines = BufReader::new(process.stdout.take().expect("piped")).lines();
-        Self { process, lines }
-    }
-
-    fn wait_for_hundreds(&mut self, hundreds: usize) {
-        for _ in 0..hundreds {
-            let line = self.lines.next().expect("the writer goes on").expect("a line of text");
-            assert!(line.starts_with("acked "), "{line}");
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use crate::writer::Writer;
 
 /// How many stamps a consistent cut has.
 fn stamps(uri: &str) -> u64 {
@@ -63,7 +29,7 @@ fn snapshots_are_consistent_cuts_while_clients_write() {
     let site = Site::new(&scratch);
     site.make_volume("disk0");
     let server = site.serve(&[]);
-    let mut writer = Writer::start(&server.uri("disk0"));
+    let mut writer = Writer::start("cut.py", &["run", &server.uri("disk0")]);
     let mut before = 0;
     for round in 0..8 {
         writer.wait_for_hundreds(3);
@@ -221,7 +187,7 @@ fn a_rollback_brings_back_what_was() {
     site.run(&["snapshot", "create", "disk0@v1"]);
     run("qemu-io", &["-f", "raw", "-c", "write -P 7 0 40M", &server.uri("disk0")]);
     site.run(&["snapshot", "create", "disk0@v2"]);
-    let mut writer = Writer::start(&server.uri("disk0"));
+    let mut writer = Writer::start("cut.py", &["run", &server.uri("disk0")]);
     writer.wait_for_hundreds(1);
     refused(&site, &["snapshot", "rollback", "disk0@v1"], "clients are connected");
     refused(&site, &["snapshot", "rollback", "disk0@v9", "--force"], "has no snapshot 'v9'");
