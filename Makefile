@@ -7,7 +7,7 @@ ARGS ?=
 # As in `make bench-core BENCH="--rounds 1 --workloads resident"`.
 BENCH ?=
 
-.PHONY: help serve test check loom fuzz system bench bench-core clean
+.PHONY: help serve test check loom fuzz ceph system bench bench-push bench-core clean
 
 help:
 	@echo 'make serve   build the appliance and serve a disk (ARGS="..." are passed on)'
@@ -15,8 +15,10 @@ help:
 	@echo 'make check   what is fast of it: style, lints, unit and model tests'
 	@echo 'make loom    every interleaving of what crosses cores'
 	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (10)'
+	@echo 'make ceph    the store client and the appliance on a Ceph that is started for it'
 	@echo 'make system  the appliance with real clients (TESTS="..." names some)'
 	@echo 'make bench   the appliance beside its peers'
+	@echo 'make bench-push  reads while a push runs at full rate'
 	@echo 'make bench-core  the cost of one access beside other caches (BENCH="..." are passed on)'
 
 serve:
@@ -25,8 +27,8 @@ serve:
 	exec $(TARGET)/release/heeler serve $(ARGS)
 
 test:
-	@tests/install serve test s3
-	@tests/run style lints units no_std loom fuzz s3 system
+	@tests/install serve test s3 ceph
+	@tests/run style lints units no_std loom fuzz s3 ceph system
 
 check:
 	@tests/install serve
@@ -40,6 +42,10 @@ fuzz:
 	@tests/install serve test
 	@tests/run fuzz
 
+ceph:
+	@tests/install serve test s3 ceph
+	@tests/run ceph
+
 system:
 	@tests/install serve test s3
 	@tests/run s3 system
@@ -48,6 +54,11 @@ bench:
 	@tests/install serve test
 	cargo build --release -p heeler
 	tests/benches/run
+
+bench-push:
+	@tests/install serve test
+	cargo build --release -p heeler
+	tests/benches/push --out tests/benches/RESULTS-push.md
 
 bench-core:
 	@tests/install serve

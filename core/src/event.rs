@@ -42,6 +42,8 @@ pub enum Advice {
     /// What is being written, and what the store lacks, is taken from where it is. What is known of
     /// the use of the blocks stays as it is.
     BypassClean,
+    /// It is to be saved from a volume that is gone: dirty blocks are read all the same.
+    Salvage,
 }
 
 /// Which of a volume's data stays in RAM when a request says nothing else.
@@ -238,6 +240,12 @@ pub enum ToShard {
         /// The volume.
         volume: VolumeId,
     },
+    /// The volume was given up, with everything pushed: refuse everything from now on, and keep
+    /// what is clean until `Attach` says that it is still good, or `Forget` that it is not.
+    Detach {
+        /// The volume.
+        volume: VolumeId,
+    },
     /// Forget the volume and all its blocks, dirty ones too.
     Forget {
         /// The volume.
@@ -253,8 +261,19 @@ pub enum ToKeeper {
         /// The volume.
         volume: VolumeId,
     },
+    /// The open epoch has got enough dirty blocks in this shard to fill a pack: a push is worth its
+    /// while.
+    Grown {
+        /// The volume.
+        volume: VolumeId,
+    },
     /// The shard is short of clean space: push now.
     Pressure {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// Writes wait for the store: push and commit now (sent once for each epoch).
+    Sync {
         /// The volume.
         volume: VolumeId,
     },
@@ -460,6 +479,14 @@ pub enum Output {
     },
     /// The answer to a request.
     Reply(Reply),
+    /// A write waits for the store: as many pages as it brought, in `Shard::reply_blocks`, are
+    /// handed back ahead of its answer, so that other clients' writes can have them.
+    HandBack {
+        /// The request's `id`.
+        id: u64,
+    },
+    /// The answer to a change that waited for the store. It has no blocks.
+    Late(Reply),
     /// Mail to the keeper of the volume named in it.
     Keeper(ToKeeper),
 }

@@ -30,9 +30,9 @@
 //!   -> Committed to all -> superseded head deleted
 //! ```
 //!
-//! Packs say themselves what they hold, so the tail is the newest part of the map. When it has grown
-//! long, a checkpoint folds it into the map pages, beside the pushes: pages loaded, changed copies
-//! put, named by the next head, superseded ones deleted.
+//! Packs say themselves what they hold, so the tail is the newest part of the map. When it has
+//! grown long, a checkpoint folds it into the map pages, beside the pushes: pages loaded, changed
+//! copies put, named by the next head, superseded ones deleted.
 //!
 //! # Who owns a volume
 //!
@@ -46,14 +46,19 @@
 mod changes;
 mod checkpoint;
 mod claim;
+mod collect;
 mod cycle;
 mod edit;
 mod held;
 mod map;
 mod open;
+mod rewrite;
+mod scan;
 mod store;
 #[cfg(test)]
 mod tests;
+mod usage;
+mod view;
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -68,10 +73,12 @@ pub use self::edit::{Edit, EditError};
 use self::held::{Fate, Held};
 use self::open::Opening;
 use self::store::{Io, Request, Store};
+pub use self::usage::StoreBytes;
+use self::view::View;
 use crate::event::{PushRun, ToKeeper, ToShard};
 use crate::ids::{Crc32c, Epoch, OpId, ShardId, VolumeId};
 use crate::time::{Duration, Instant};
-use crate::wire::head::{Head, Settings};
+use crate::wire::head::{Head, Settings, Source};
 use crate::wire::names::{Nonce, Uuid};
 
 /// What a keeper needs to know from the start.
@@ -95,6 +102,15 @@ pub struct Config {
     pub tail_packs_max: usize,
     /// Bytes of data in such packs, below which only their number counts.
     pub tail_bytes_min: u64,
+    /// Garbage is looked for when pushes have put so many bytes since the volume was claimed.
+    pub collect_after: u64,
+    /// Packs are rewritten when they have more garbage than so many percent of what is live, and
+    /// more than so many bytes.
+    pub garbage_percent: u32,
+    /// See `garbage_percent`.
+    pub garbage_min: u64,
+    /// Blocks that one rewriting copies at most: it holds 40 bytes for each.
+    pub copy_blocks_max: usize,
     /// First and longest wait before a failed store operation is tried again.
     pub backoff: (Duration, Duration),
     /// Failures of a map page's load after which the fetches that wait for it fail; and packs
@@ -117,6 +133,10 @@ impl Config {
             puts_max: 4,
             tail_packs_max: 256,
             tail_bytes_min: 16 << 20,
+            collect_after: 64 << 20,
+            garbage_percent: 35,
+            garbage_min: 8 << 20,
+            copy_blocks_max: 16384,
             backoff: (Duration::from_millis(100), Duration::from_secs(10)),
             load_attempts_max: 4,
         }
@@ -160,6 +180,14 @@ pub struct StoreOp(pub u64);
 pub enum Input<'a> {
     /// Claim the volume. Ends in [`Output::Attached`] or [`Output::Refused`].
     Start(Start<'a>),
+    /// Serve a snapshot of the volume, read-only, and nothing else in the keeper's life. Ends in
+    /// [`Output::Attached`] or [`Output::Refused`]. Nothing is claimed, and nothing written.
+    View {
+        /// The snapshot's number in this cache.
+        volume: VolumeId,
+        /// Number of its head.
+        number: u32,
+    },
     /// [`Output::Remember`] is durable. `volume`: the volume's number from now on.
     Remembered {
         /// A new number if the cached contents were given up, else the same.
@@ -221,10 +249,19 @@ pub enum Input<'a> {
         /// Comes back in the answer.
         ticket: u64,
     },
+    /// Copies what lies in other volumes, so that this one is no clone any more. Answered by
+    /// [`Output::PushDone`], maybe much later.
+    Flatten {
+        /// Comes back in the answer.
+        ticket: u64,
+    },
     /// Push what is dirty and give the volume up. Ends in [`Output::Released`] (or
     /// [`Output::Fenced`]); at once if the volume has not been claimed yet. The front ends must
     /// have stopped writing.
     Detach,
+    /// Keep the volume after all, if it is not too late: it is while [`Keeper::phase`] says
+    /// [`Phase::Releasing`] after this.
+    Stay,
     /// The end of a store operation.
     StoreDone {
         /// Which.
@@ -236,13 +273,24 @@ pub enum Input<'a> {
     Tick,
 }
 
+/// An object of a list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Listed<'a> {
+    /// Its key.
+    pub key: &'a str,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
 /// How a store operation ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StoreResult<'a> {
     /// Of Get: what was asked for.
     Got(&'a [u8]),
     /// Of List: the keys, in any order; keys that are none of ours do no harm.
-    Listed(&'a [&'a str]),
+    Listed(&'a [Listed<'a>]),
+    /// Of Gather: the blocks are here.
+    Gathered(BatchHandle),
     /// Of Put, Create, Delete: done and durable.
     Done,
     /// Of Create: there is one already.
@@ -305,6 +353,16 @@ pub enum Output {
         /// All of it.
         bytes: Arc<[u8]>,
     },
+    /// Read blocks of packs, check every CRC, and keep them, in order, under a handle of a batch:
+    /// part `first` of a read is where its blocks go among the `blocks`.
+    Gather {
+        /// Answered by [`Input::StoreDone`].
+        op: StoreOp,
+        /// How many blocks there are.
+        blocks: u16,
+        /// What to read.
+        reads: Vec<PackRead>,
+    },
     /// All keys with a prefix.
     List {
         /// Answered by [`Input::StoreDone`].
@@ -358,7 +416,7 @@ pub enum Output {
         /// Of the query.
         op: OpId,
     },
-    /// The end of [`Input::PushNow`] or [`Input::Edit`].
+    /// The end of [`Input::PushNow`], [`Input::Edit`] or [`Input::Flatten`].
     PushDone {
         /// Of the request.
         ticket: u64,
@@ -421,6 +479,8 @@ pub struct Attached {
     pub created_unix_secs: u64,
     /// What an operator says of it.
     pub settings: Settings,
+    /// Of a clone: the snapshot that it was made from.
+    pub parent: Option<Source>,
     /// What the cache held of the volume is still good.
     pub ours: bool,
     /// Writes belong to this epoch.
@@ -484,8 +544,8 @@ impl fmt::Display for Refusal {
         match self {
             Self::Owned(owner) => write!(
                 f,
-                "owned by {owner}; stop that server, or take the volume with --takeover \
-                 (what that server has not pushed yet will not be in it)"
+                "owned by {owner}; detach it there, or take it with --takeover (what that \
+                 server has not pushed yet will not be in it)"
             ),
             Self::Stale { dirty_blocks, owner } => write!(
                 f,
@@ -590,8 +650,12 @@ pub struct Status {
     pub last_failure: Option<Failure>,
     /// Bytes of blocks committed since the start.
     pub pushed_bytes: u64,
-    /// Bytes put since the start, headers and map pages included.
+    /// Bytes put since the start, headers, map pages and copies included.
     pub put_bytes: u64,
+    /// What the store holds, once it has been counted.
+    pub store: Option<StoreBytes>,
+    /// Of a flattening: map pages, and how many of them have not been copied.
+    pub flatten_pages: Option<(u64, u64)>,
 }
 
 /// The machine: see the [module](self).
@@ -616,6 +680,8 @@ enum State {
     Claiming(Box<Claim>),
     Opening(Box<Claimed>),
     Held(Box<Held>),
+    /// A snapshot.
+    Viewing(Box<View>),
     /// Released, Refused or Fenced, with what was last committed and the newest head then.
     Over(Phase, Epoch, u32),
 }
@@ -660,7 +726,7 @@ impl Keeper {
             self.clock = (now, start.unix_secs);
             self.volume = start.volume;
         }
-        if let Input::Remembered { volume } = input {
+        if let Input::Remembered { volume } | Input::View { volume, .. } = input {
             self.volume = volume;
         }
         let mut state = core::mem::replace(&mut self.state, State::Idle);
@@ -672,10 +738,19 @@ impl Keeper {
             (State::Idle, Input::Start(start)) => {
                 State::Claiming(Box::new(Claim::new(&start, &mut io)))
             }
-            (_, Input::Start(_)) => panic!("a keeper claims its volume once"),
+            (State::Idle, Input::View { number, .. }) => {
+                State::Viewing(Box::new(View::new(&mut io, number)))
+            }
+            (_, Input::Start(_) | Input::View { .. }) => panic!("a keeper has one volume, once"),
             (state, Input::StoreDone { op, result }) => match io.store.end(op) {
                 Some(request) => finish(&mut io, state, request, result),
-                None => state,
+                None => {
+                    // Nobody waits for the blocks any more.
+                    if let StoreResult::Gathered(batch) = result {
+                        io.out.push_back(Output::DropBatch(batch));
+                    }
+                    state
+                }
             },
             (State::Claiming(mut claim), Input::Remembered { .. }) => {
                 claim.handle_remembered(&mut io);
@@ -685,6 +760,17 @@ impl Keeper {
             (State::Opening(mut claimed), Input::Detach) => {
                 claimed.detach = true;
                 State::Opening(claimed)
+            }
+            (State::Viewing(mut view), Input::Detach) => {
+                view.let_go(&mut io);
+                let head = view.head().map_or((Epoch::ZERO, 0), |head| (head.epoch, head.number));
+                io.store.forget();
+                io.out.push_back(Output::Released);
+                State::Over(Phase::Released, head.0, head.1)
+            }
+            (State::Viewing(mut view), input) => {
+                view.handle(&mut io, input);
+                State::Viewing(view)
             }
             (State::Held(mut held), input) => {
                 held.handle(&mut io, input);
@@ -722,6 +808,8 @@ impl Keeper {
             State::Idle => Phase::Idle,
             State::Claiming(_) | State::Opening(_) => Phase::Claiming,
             State::Held(held) => held.phase(),
+            State::Viewing(view) if view.head().is_none() => Phase::Claiming,
+            State::Viewing(_) => Phase::Clean,
             State::Over(phase, ..) => *phase,
         }
     }
@@ -734,6 +822,9 @@ impl Keeper {
             State::Held(held) => (held.committed(), held.head.number),
             State::Over(_, committed, head) => (*committed, *head),
             State::Opening(claimed) => (claimed.head.epoch, claimed.head.number),
+            State::Viewing(view) => {
+                view.head().map_or((Epoch::ZERO, 0), |head| (head.epoch, head.number))
+            }
             State::Idle | State::Claiming(_) => (Epoch::ZERO, 0),
         };
         let (push_bytes, backlog_bytes) = held.map_or((0, 0), |held| held.push_bytes());
@@ -748,6 +839,8 @@ impl Keeper {
             last_failure: self.store.last_failure,
             pushed_bytes: held.map_or(0, |held| held.pushed_bytes()),
             put_bytes: self.store.put_bytes,
+            store: held.and_then(|held| held.store_bytes()),
+            flatten_pages: held.and_then(|held| held.flatten_pages()),
         }
     }
 
@@ -787,6 +880,10 @@ fn finish(io: &mut Io<'_>, state: State, request: Request, result: StoreResult<'
             let fate = held.handle_done(io, request, result);
             follow(io, held, fate)
         }
+        State::Viewing(mut view) => match view.handle_done(io, request, result) {
+            Ok(()) => State::Viewing(view),
+            Err(refusal) => refuse(io, refusal),
+        },
         State::Idle | State::Over(..) => unreachable!("the store was told to forget"),
     }
 }
@@ -803,7 +900,7 @@ fn attach(io: &mut Io<'_>, mut claimed: Box<Claimed>) -> State {
         return State::Opening(claimed);
     };
     let Claimed { head, superseded, ours, detach, .. } = *claimed;
-    let mut held = Box::new(Held::new(head, superseded, opened));
+    let mut held = Box::new(Held::new(io.now, head, superseded, opened));
     io.out.push_back(Output::Attached(Attached {
         volume: io.volume,
         name: held.head.name.clone(),
@@ -811,6 +908,7 @@ fn attach(io: &mut Io<'_>, mut claimed: Box<Claimed>) -> State {
         object_shift: held.head.object_shift,
         created_unix_secs: held.head.created_unix_secs,
         settings: held.head.settings.clone(),
+        parent: held.head.sources.first().copied(),
         ours,
         open: held.open(),
         committed: held.committed(),
@@ -845,7 +943,7 @@ fn turn_away(io: &mut Io<'_>, state: State, input: Input<'_>) -> State {
         Input::Batch { batch, .. } => io.out.push_back(Output::DropBatch(batch)),
         Input::Fetch { shard, op, .. } => io.out.push_back(Output::FetchFailed { shard, op }),
         Input::Query { shard, op, .. } => io.out.push_back(Output::QueryFailed { shard, op }),
-        Input::PushNow { ticket } | Input::Edit { ticket, .. } => {
+        Input::PushNow { ticket } | Input::Edit { ticket, .. } | Input::Flatten { ticket } => {
             io.out.push_back(Output::PushDone { ticket, committed: false });
         }
         Input::Detach if matches!(state, State::Idle | State::Claiming(_)) => {

@@ -33,8 +33,10 @@ pub const SHARDS_MAX: usize = 64;
 pub const VOLUMES_MAX: usize = 63;
 /// Bytes of the longest NBD request.
 pub const NBD_REQUEST_BYTES_MAX: u32 = 32 << 20;
-/// Bytes of a volume's name at most.
+/// Bytes of the name of a volume or a snapshot at most.
 pub const NAME_BYTES_MAX: usize = 63;
+/// Bytes of an export's name at most: a volume's, or a snapshot's behind its volume's and an `@`.
+pub const EXPORT_NAME_BYTES_MAX: usize = 2 * NAME_BYTES_MAX + 1;
 
 const _: () = assert!(OBJECT_BLOCKS_MAX * BLOCK_BYTES == 1 << OBJECT_SHIFT_MAX);
 const _: () = assert!(OBJECT_BLOCKS_MAX.is_multiple_of(REQUEST_BLOCKS_MAX));

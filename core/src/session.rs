@@ -30,7 +30,7 @@ use slab::Slab;
 
 use crate::event::{Reply, Request, Status};
 use crate::ids::{BLOCK_BYTES, BlockRef, PageId, ShardId, VolumeId};
-use crate::limits::{NAME_BYTES_MAX, NBD_REQUEST_BYTES_MAX, REQUEST_BLOCKS_MAX, SHARDS_MAX};
+use crate::limits::{EXPORT_NAME_BYTES_MAX, NBD_REQUEST_BYTES_MAX, REQUEST_BLOCKS_MAX, SHARDS_MAX};
 use crate::wire::nbd::{
     BASE_ALLOCATION_ID, CHUNK_HEADER_BYTES, REQUEST_BYTES, RequestHeader, STATE_HOLE_ZERO, chunk,
     chunk_header, command, errno, flag, greeting, handshake, simple_reply,
@@ -82,11 +82,11 @@ impl Config {
     }
 }
 
-/// A volume as clients see it.
+/// A volume, or a snapshot, as clients see it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Export {
     /// Its name.
-    pub name: heapless::String<NAME_BYTES_MAX>,
+    pub name: heapless::String<EXPORT_NAME_BYTES_MAX>,
     /// Its number.
     pub volume: VolumeId,
     /// Its size.

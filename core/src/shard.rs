@@ -7,12 +7,14 @@
 //!
 //! Which file does what: `request` takes requests in and answers them, `read` collects blocks
 //! (`fill` brings them in), `write` puts them into the log, `discard` takes them away, `durable`
-//! waits for flushes, `push` hands closed epochs to the keeper, `reclaim` makes room in the log,
-//! `attach` takes in what recovery found, `heat` brings back what was in RAM, `scrub` finds what is
-//! to be checked, `index` keeps every reference to a block consistent.
+//! waits for flushes, `commit` for the store, `push` hands closed epochs to the keeper, `reclaim`
+//! makes room in the log, `attach` takes in what recovery found, `heat` brings back what was in
+//! RAM, `scrub` finds what is to be checked, `salvage` what is to be saved, `index` keeps every
+//! reference to a block consistent.
 
 mod attach;
 mod budget;
+mod commit;
 mod discard;
 mod durable;
 mod fill;
@@ -22,6 +24,7 @@ mod push;
 mod read;
 mod reclaim;
 mod request;
+mod salvage;
 mod scrub;
 mod task;
 mod volume;
@@ -33,7 +36,7 @@ use alloc::vec::Vec;
 use crate::buffer::{BufferStorage, Buffers};
 use crate::config::ShardConfig;
 use crate::counters::Traffic;
-use crate::event::{Input, Output, PushRun, Rejected, Status};
+use crate::event::{Advice, Input, Output, PushRun, Rejected, Status};
 use crate::ids::{BlockRef, OpId, PageId, VolumeId};
 use crate::limits::{REQUEST_BLOCKS_MAX, VOLUMES_MAX};
 use crate::onode::{NIL, OnodeStorage, Onodes};
@@ -42,9 +45,11 @@ use crate::time::Instant;
 use crate::wlog::{LOG_DEPTH, Log, meta_pages};
 use budget::Progress;
 pub use budget::{Budget, BudgetReport};
+use commit::{WAITERS_MAX, Waiter};
 use fill::{FILLS_MAX, Fills};
 use heat::Heat;
 use reclaim::Reclaim;
+pub use salvage::{DirtyKind, DirtyRun, DirtyScan, SalvageAt};
 pub use scrub::{LogRun, Scan, ScrubAt};
 use task::{Fifo, Tasks};
 use volume::Volume;
@@ -196,6 +201,12 @@ pub struct Shard<'a> {
     barrier: Fifo,
     /// Tasks that wait for the flush under way.
     flushed: Fifo,
+    /// Tasks that wait until certain records are written, in order.
+    unwritten: Fifo,
+    /// Changes that wait for the store, in order.
+    waiters: alloc::collections::VecDeque<Waiter>,
+    /// Something happened that they may have waited for.
+    look_at_waiters: bool,
     /// Records were written since the last flush began.
     unflushed: bool,
     /// Tasks whose replies are in the outbox, in order.
@@ -212,6 +223,8 @@ pub struct Shard<'a> {
     outbox: heapless::Deque<Output, OUTBOX>,
     /// The task whose reply was polled last; it ends with the next poll.
     replied: Option<u32>,
+    /// The volume whose push has its turn first.
+    push_first: usize,
     batch_runs: heapless::Vec<PushRun, REQUEST_BLOCKS_MAX>,
     batch_blocks: heapless::Vec<BlockRef, REQUEST_BLOCKS_MAX>,
     counters: ShardCounters,
@@ -255,7 +268,7 @@ impl<'a> Shard<'a> {
             generation: 0,
             marks: core::iter::repeat_n(NIL, slots).collect(),
             volumes: heapless::Vec::new(),
-            recovered: recovered.entries,
+            recovered: attach::without_void(recovered.entries),
             recovered_crcs: recovered.crcs,
             zero_ranges: alloc::collections::VecDeque::with_capacity(ZERO_RANGES_MAX),
             reclaim: Reclaim::new(),
@@ -267,6 +280,9 @@ impl<'a> Shard<'a> {
             stalled_reads: Fifo::new(),
             barrier: Fifo::new(),
             flushed: Fifo::new(),
+            unwritten: Fifo::new(),
+            waiters: alloc::collections::VecDeque::with_capacity(WAITERS_MAX),
+            look_at_waiters: false,
             unflushed: false,
             replies: Fifo::new(),
             forgets: heapless::Vec::new(),
@@ -276,6 +292,7 @@ impl<'a> Shard<'a> {
             again: false,
             outbox: heapless::Deque::new(),
             replied: None,
+            push_first: 0,
             batch_runs: heapless::Vec::new(),
             batch_blocks: heapless::Vec::new(),
             counters: ShardCounters::default(),
@@ -348,7 +365,7 @@ impl<'a> Shard<'a> {
         if let Some(Output::Batch { op, .. }) = output {
             self.describe_batch(op);
         }
-        if let Some(Output::Reply(_)) = output {
+        if let Some(Output::Reply(_) | Output::HandBack { .. }) = output {
             self.replied = self.tasks.pop_front(&mut self.replies);
         }
         output
@@ -377,6 +394,13 @@ impl<'a> Shard<'a> {
             Some(Op::Heat) => self.heat.op_pages(),
             _ => &[],
         }
+    }
+
+    /// Whether a device read that was just polled is for a push: no client waits for it, so those
+    /// of clients go first.
+    #[must_use]
+    pub fn is_for_push(&self, op: OpId) -> bool {
+        matches!(self.op(op), Some(Op::Fill(fill)) if self.fills.get(fill).push)
     }
 
     /// Fills page `index` of a write's header pages.
@@ -480,8 +504,11 @@ impl<'a> Shard<'a> {
         self.step_budget();
         self.step_reclaim();
         self.step_push();
+        self.answer_waiters();
+        self.retry_unwritten();
         self.retry_owing();
         self.retry_stalled();
+        self.tell_dirtied();
         self.close_record();
         self.start_flush();
         self.forget_volumes();
@@ -518,7 +545,8 @@ impl<'a> Shard<'a> {
 
     /// Counts something for a task's volume and for the shard, if a client wanted it.
     fn count(&mut self, task: u32, add: impl Fn(&mut Traffic)) {
-        if self.bypasses(task) {
+        let advice = self.tasks.get(task).request().advice;
+        if matches!(advice, Advice::BypassClean | Advice::Salvage) {
             return;
         }
         let volume = self.tasks.get(task).volume;

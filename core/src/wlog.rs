@@ -75,7 +75,8 @@ pub struct RecordSlot {
     pub pages: heapless::Vec<PageId, OP_PAGES_MAX>,
     /// What belongs to each payload page.
     pub blocks: heapless::Vec<RecordBlock, BATCH_BLOCKS_MAX>,
-    entries: heapless::Vec<Entry, RECORD_ENTRIES_MAX>,
+    /// What it says.
+    pub entries: heapless::Vec<Entry, RECORD_ENTRIES_MAX>,
     /// The tasks that wait for it.
     pub owners: heapless::Vec<u32, RECORD_ENTRIES_MAX>,
     /// How often the device failed to write it.
@@ -325,6 +326,13 @@ impl Log {
     pub fn completed_seq(&self) -> u64 {
         let busy = self.records.iter().filter(|record| record.state != RecordState::Free);
         busy.map(|record| record.seq).min().unwrap_or(self.next_seq)
+    }
+
+    /// Blocks of records that are not written yet.
+    #[must_use]
+    pub fn unwritten_blocks(&self) -> usize {
+        let busy = self.records.iter().filter(|record| record.state != RecordState::Free);
+        busy.map(|record| record.blocks.len()).sum()
     }
 
     /// Whether a page belongs to a record that is not written yet.

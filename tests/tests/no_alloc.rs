@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use heeler_core::config::ShardConfig;
 use heeler_core::counters::Counts;
 use heeler_core::event::{
-    Advice, Input, Output, Reply, Request, RequestKind, Status, ToKeeper, ToShard,
+    Advice, Buffering, Input, Mode, Output, Reply, Request, RequestKind, Status, ToKeeper, ToShard,
 };
 use heeler_core::ids::{BLOCK_BYTES, BlockRef, Epoch, OpId, PageId, VolumeId};
 use heeler_core::limits::{OP_PAGES_MAX, REQUEST_BLOCKS_MAX};
@@ -111,8 +111,12 @@ struct World<'a> {
     cycle: Cycle,
     open: Epoch,
     commits: u64,
+    /// Changes wait for another push.
+    wanted: bool,
     merges: u64,
     replies: u64,
+    /// Of these, those of changes that waited for the store.
+    late: u64,
 }
 
 fn config() -> ShardConfig {
@@ -154,8 +158,10 @@ impl<'a> World<'a> {
             cycle: Cycle::Idle,
             open: Epoch::first_of_term(2),
             commits: 0,
+            wanted: false,
             merges: 0,
             replies: 0,
+            late: 0,
         };
         let attach = ToShard::Attach {
             volume: VOLUME,
@@ -226,6 +232,11 @@ impl<'a> World<'a> {
                     self.mail.push_back(ToShard::BatchDone { volume: VOLUME });
                 }
                 Output::Reply(reply) => self.answered(&reply),
+                Output::HandBack { .. } => self.take_pages_back(),
+                Output::Late(reply) => {
+                    self.late += 1;
+                    self.answered(&reply);
+                }
                 Output::Keeper(mail) => self.keeper(mail),
             }
         }
@@ -234,7 +245,7 @@ impl<'a> World<'a> {
     fn answered(&mut self, reply: &Reply) {
         assert_eq!(reply.status, Status::Ok);
         if reply.kind == RequestKind::Write {
-            self.transit.extend(self.shard.reply_blocks().iter().map(|block| block.page));
+            self.take_pages_back();
         }
         match reply.lease {
             Some(lease) => self.pending.push(Pending::Release(lease)),
@@ -243,9 +254,19 @@ impl<'a> World<'a> {
         self.replies += 1;
     }
 
+    fn take_pages_back(&mut self) {
+        self.transit.extend(self.shard.reply_blocks().iter().map(|block| block.page));
+    }
+
     fn keeper(&mut self, mail: ToKeeper) {
         match mail {
-            ToKeeper::Dirtied { .. } | ToKeeper::Pressure { .. } => self.freeze(),
+            ToKeeper::Dirtied { .. } | ToKeeper::Grown { .. } | ToKeeper::Pressure { .. } => {
+                self.freeze();
+            }
+            ToKeeper::Sync { .. } => {
+                self.wanted = true;
+                self.freeze();
+            }
             ToKeeper::Frozen { .. } => {
                 self.cycle = Cycle::Pushing;
                 self.mail.push_back(ToShard::Released { volume: VOLUME });
@@ -260,6 +281,7 @@ impl<'a> World<'a> {
 
     fn freeze(&mut self) {
         if self.cycle == Cycle::Idle {
+            self.wanted = false;
             self.open = self.open.next();
             self.cycle = Cycle::Freezing;
             self.mail.push_back(ToShard::Freeze { volume: VOLUME, next: self.open });
@@ -277,8 +299,16 @@ impl<'a> World<'a> {
                     }
                     self.tell(Input::Keeper(mail));
                 }
+                if self.wanted {
+                    self.freeze();
+                }
             }
             13 if self.rng.chance(1, 200) => self.freeze(),
+            13 if self.rng.chance(1, 200) => {
+                let mode = Mode::ALL[self.rng.index(Mode::ALL.len())];
+                let (volume, buffering) = (VOLUME, Buffering::default());
+                self.mail.push_back(ToShard::Settings { volume, mode, buffering, pinned: false });
+            }
             _ => self.tell(Input::Turn),
         }
     }
@@ -401,6 +431,7 @@ fn a_shard_in_use_neither_allocates_nor_frees() {
     let traffic = world.shard.traffic().since(then);
     let happened = [
         ("replies", world.replies),
+        ("late replies", world.late),
         ("merges", world.merges),
         ("commits", world.commits - commits),
         ("from RAM", traffic.ram_blocks),

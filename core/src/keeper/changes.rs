@@ -3,7 +3,6 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use crate::limits::MAP_PAGE_BLOCKS;
 use crate::wire::head::{Head, TailPack};
 use crate::wire::map_page::{Data, MapPage, PackRef, Update};
 use crate::wire::pack;
@@ -42,16 +41,13 @@ impl Changes {
         self.crcs.extend_from_slice(&header.crcs);
         let mut offset = 0;
         for run in &header.runs {
-            let object = u64::from(run.object) * u64::from(head.object_blocks());
-            let block = object + u64::from(run.first);
-            let page = (block / MAP_PAGE_BLOCKS as u64) as u32;
+            let (page, first) = head.place_of(run.object, run.first);
             let crc_at = crc_base + u32::from(offset);
             let data = (!run.zero).then_some(Place { pack, offset, crc_at });
             offset += if run.zero { 0 } else { run.count };
             if page >= head.page_count() {
                 continue;
             }
-            let first = (block % MAP_PAGE_BLOCKS as u64) as u16;
             self.pages.entry(page).or_default().push(Change { first, count: run.count, data });
         }
     }
@@ -66,8 +62,8 @@ impl Changes {
         })
     }
 
-    /// Lays the changes, which must be in order ([`sort`](Self::sort)), on top of what lies over the
-    /// pages.
+    /// Lays the changes, which must be in order ([`sort`](Self::sort)), on top of what lies over
+    /// the pages.
     pub fn apply(&self, overlays: &mut BTreeMap<u32, MapPage>) {
         for (page, changes) in &self.pages {
             let updates = self.updates(changes);

@@ -8,7 +8,10 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use super::collect::Folded;
 use super::map::{Known, Map};
+use super::rewrite::Moves;
+use super::scan::own;
 use super::store::{Call, Io, Task};
 use crate::ids::Epoch;
 use crate::wire::head::{Head, PageRef};
@@ -22,6 +25,7 @@ struct Staged {
     empty: bool,
     /// Kept for after the commit, if there is room.
     content: Option<Arc<MapPage>>,
+    folded: Folded,
 }
 
 #[derive(Debug)]
@@ -31,25 +35,45 @@ pub(super) struct Checkpoint {
     /// So many packs of the tail, from the first on, are folded in, and so many bytes of data.
     packs: usize,
     tail_bytes: u64,
+    /// Blocks that were copied elsewhere.
+    moves: Moves,
     /// Pages to fold, then those whose base is on its way, then those on their way to the store.
-    todo: Vec<u32>,
+    todo: BTreeSet<u32>,
     loading: BTreeSet<u32>,
     putting: usize,
     staged: BTreeMap<u32, Staged>,
 }
 
 impl Checkpoint {
-    /// Begins with what the head's tail has now.
-    pub(super) fn start(head: &Head, map: &mut Map, tail_bytes: u64) -> Self {
+    /// Begins with what the head's tail has now, and with pages of which blocks were copied
+    /// elsewhere. `epoch` names its pages.
+    pub(super) fn start(
+        head: &Head,
+        map: &mut Map,
+        epoch: Epoch,
+        tail_bytes: u64,
+        (pages, moves): (Vec<u32>, Moves),
+    ) -> Self {
         Self {
-            epoch: head.epoch,
+            epoch,
             packs: head.tail.len(),
             tail_bytes,
-            todo: map.freeze(),
+            moves,
+            todo: map.freeze().into_iter().chain(pages).collect(),
             loading: BTreeSet::new(),
             putting: 0,
             staged: BTreeMap::new(),
         }
+    }
+
+    /// In the names of its pages.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// How many packs of the tail it folds, from the first on.
+    pub(super) fn packs(&self) -> usize {
+        self.packs
     }
 
     /// Bytes of data that it takes from the tail.
@@ -60,7 +84,7 @@ impl Checkpoint {
     /// Goes on as far as it can. True when all its pages are in the store.
     pub(super) fn settle(&mut self, io: &mut Io<'_>, head: &Head, map: &mut Map) -> bool {
         while self.putting + self.loading.len() < io.config.puts_max.max(1) {
-            let Some(page) = self.todo.pop() else { break };
+            let Some(page) = self.todo.pop_first() else { break };
             match map.want_for_checkpoint(io, head, page) {
                 Known::Page(base) => self.stage(io, head, map, page, &base),
                 Known::Loading => {
@@ -89,8 +113,12 @@ impl Checkpoint {
     }
 
     fn stage(&mut self, io: &mut Io<'_>, head: &Head, map: &Map, page: u32, base: &MapPage) {
-        let over = map.frozen(page).expect("it was frozen with the others");
-        let content = base.apply(&over.updates());
+        let over = map.frozen(page).map(MapPage::updates).unwrap_or_default();
+        let mut content = base.apply(&over);
+        if !self.moves.is_empty() {
+            content = content.relocate(|pack, offset| self.moves.get(&(pack, offset)).copied());
+        }
+        let folded = Folded { page, before: own(base), after: own(&content) };
         let empty = content.is_empty();
         if !empty {
             let bytes = content.encode(&head.volumes(), page, self.epoch, io.config.crc32c);
@@ -105,7 +133,7 @@ impl Checkpoint {
         }
         let keep = !empty && self.staged.len() < io.config.pages_max;
         let content = keep.then(|| Arc::new(content));
-        self.staged.insert(page, Staged { empty, content });
+        self.staged.insert(page, Staged { empty, content, folded });
     }
 
     /// What the next head says of the image.
@@ -120,13 +148,13 @@ impl Checkpoint {
         }
     }
 
-    /// The head with its pages is the newest. Returns the pages that changed.
-    pub(super) fn finish(self, map: &mut Map, pages_max: usize) -> Vec<u32> {
+    /// The head with its pages is the newest. Returns what changed.
+    pub(super) fn finish(self, map: &mut Map, pages_max: usize) -> Vec<Folded> {
         map.thaw();
         let mut changed = Vec::with_capacity(self.staged.len());
         for (page, staged) in self.staged {
             map.replace(page, staged.content, pages_max);
-            changed.push(page);
+            changed.push(staged.folded);
         }
         changed
     }

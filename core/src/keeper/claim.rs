@@ -13,7 +13,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::store::{Call, Fault, Io, Request, Task};
-use super::{Output, Owner, Refusal, Start, StoreResult};
+use super::{Listed, Output, Owner, Refusal, Start, StoreResult};
 use crate::ids::Epoch;
 use crate::wire::head::{HOST_BYTES_MAX, Head};
 use crate::wire::names::{self, Nonce, ObjectName, Uuid};
@@ -252,9 +252,10 @@ fn read(io: &mut Io<'_>, task: Task, number: u32) {
     io.start(task, Call::Get(key));
 }
 
-fn newest(volume: Uuid, keys: &[&str]) -> Option<u32> {
-    keys.iter()
-        .filter_map(|key| match names::parse_key(key) {
+fn newest(volume: Uuid, listed: &[Listed<'_>]) -> Option<u32> {
+    listed
+        .iter()
+        .filter_map(|Listed { key, .. }| match names::parse_key(key) {
             Some((of, ObjectName::Head { number })) if of == volume => Some(number),
             _ => None,
         })

@@ -86,8 +86,9 @@ pub(super) struct Cycle {
     sealed: VecDeque<Sealed>,
     /// By number of the pack.
     putting: BTreeMap<u32, Vec<Batch>>,
-    /// Those that were sealed, in order: the tail grows by them.
+    /// Those that were sealed, in order: the tail grows by them. And the bytes of each.
     pub(super) packs: Vec<TailPack>,
+    pub(super) pack_bytes: Vec<u64>,
     /// What they change of the image.
     pub(super) changes: Changes,
     data_bytes: u64,
@@ -118,6 +119,7 @@ impl Cycle {
             sealed: VecDeque::new(),
             putting: BTreeMap::new(),
             packs: Vec::new(),
+            pack_bytes: Vec::new(),
             changes: Changes::default(),
             data_bytes: 0,
         }
@@ -245,7 +247,9 @@ impl Cycle {
         self.changes.add(head, tail, &header);
         self.packs.push(tail);
         let data_blocks = header.crcs.len();
-        self.data_bytes += (data_blocks * BLOCK_BYTES) as u64;
+        let data_bytes = (data_blocks * BLOCK_BYTES) as u64;
+        self.data_bytes += data_bytes;
+        self.pack_bytes.push(u64::from(tail.header_bytes) + data_bytes);
         self.sealed.push_back(Sealed { n, header: bytes, batches: open.batches, data_blocks });
         self.put_packs(io);
     }

@@ -22,8 +22,11 @@ pub enum Edit {
         /// Whether it is.
         deleting: bool,
     },
-    /// The snapshot of this name is no more.
+    /// The snapshot of this name, which is being deleted, is no more.
     DropSnapshot(String),
+    /// Nothing of the image lies in other volumes any more: it is no clone. The keeper makes this
+    /// change itself, at the end of a flattening.
+    Flattened,
 }
 
 /// Why a volume cannot be changed so.
@@ -33,10 +36,14 @@ pub enum EditError {
     SnapshotExists,
     /// There is no snapshot of this name.
     NoSnapshot,
+    /// The snapshot was not marked as being deleted, so it may have clones.
+    NotMarked,
     /// It has as many snapshots as it can have.
     TooManySnapshots,
     /// A name has 1 to 63 letters, digits, `.`, `_`, `-`.
     Name,
+    /// A part of the image lies in another volume.
+    NotFlat,
     /// What is wrong with the settings.
     Settings(&'static str),
 }
@@ -46,8 +53,10 @@ impl fmt::Display for EditError {
         match self {
             Self::SnapshotExists => f.write_str("there is a snapshot of this name already"),
             Self::NoSnapshot => f.write_str("there is no snapshot of this name"),
+            Self::NotMarked => f.write_str("the snapshot is not being deleted any more"),
             Self::TooManySnapshots => write!(f, "a volume has at most {SNAPSHOTS_MAX} snapshots"),
             Self::Name => f.write_str("a name has 1 to 63 letters, digits, '.', '_' or '-'"),
+            Self::NotFlat => f.write_str("it needs its parent: flatten it first"),
             Self::Settings(why) => f.write_str(why),
         }
     }
@@ -59,6 +68,7 @@ impl Edit {
     /// Whether a head can be changed so.
     pub fn check(&self, head: &Head) -> Result<(), EditError> {
         let exists = |name: &String| head.snapshots.iter().any(|known| known.name == *name);
+        let marked = |name: &String| head.snapshots.iter().any(|s| s.name == *name && s.deleting);
         match self {
             Self::Settings(settings) => settings.check().map_err(EditError::Settings),
             Self::Name(name) if !valid_name(name) => Err(EditError::Name),
@@ -72,7 +82,10 @@ impl Edit {
             Self::MarkSnapshot { name, .. } | Self::DropSnapshot(name) if !exists(name) => {
                 Err(EditError::NoSnapshot)
             }
+            Self::DropSnapshot(name) if !marked(name) => Err(EditError::NotMarked),
             Self::MarkSnapshot { .. } | Self::DropSnapshot(_) => Ok(()),
+            Self::Flattened if head.is_flat() => Ok(()),
+            Self::Flattened => Err(EditError::NotFlat),
         }
     }
 
@@ -94,6 +107,7 @@ impl Edit {
                 snapshots.filter(|known| known.name == *name).for_each(|s| s.deleting = *deleting);
             }
             Self::DropSnapshot(name) => head.snapshots.retain(|known| known.name != *name),
+            Self::Flattened => head.sources.clear(),
         }
     }
 }

@@ -9,20 +9,22 @@ use alloc::vec::Vec;
 
 use super::checkpoint::Checkpoint;
 use super::claim;
+use super::collect::{Collect, Folded};
 use super::cycle::{Cycle, broadcast};
-use super::map::{Map, Wanted};
+use super::map::{Loaded, Map, Wanted};
 use super::open::Opened;
 use super::store::{Call, Fault, Io, Request, Task};
-use super::{Edit, Input, Output, Owner, Phase, StoreResult};
+use super::{Edit, Input, Output, Owner, Phase, StoreBytes, StoreResult};
 use crate::event::{ToKeeper, ToShard};
-use crate::ids::{BLOCK_BYTES, Epoch, OpId, ShardId};
-use crate::limits::MAP_PAGE_BLOCKS;
+use crate::ids::{BLOCK_BYTES, Epoch, ShardId};
 use crate::time::{Duration, Instant};
 use crate::wire::head::{Head, Settings};
 use crate::wire::names;
 
 /// Superseded objects that are deleted at the same time at most.
 const DELETES_MAX: usize = 4;
+/// Failures of a deletion that are not the last.
+const DELETE_ATTEMPTS_MAX: u32 = 4;
 /// A tail is folded into the map pages when it has so many times the bytes that these take.
 const TAIL_RATIO: u64 = 16;
 
@@ -46,10 +48,15 @@ pub(super) struct Held {
     next_page_epoch: Epoch,
     /// Bytes of data in the tail's packs.
     tail_bytes: u64,
+    collect: Collect,
+    /// Who waits for a flattening.
+    flatteners: Vec<u64>,
     /// The head that is being created.
     next: Option<Next>,
     /// When the oldest block that no cycle covers became dirty.
     dirty_since: Option<Instant>,
+    /// When it was last seen, or asked, whether the volume is still ours.
+    proved: Instant,
     /// A cycle must start, without waiting for age.
     wanted: bool,
     /// Who waits for the next cycle.
@@ -81,7 +88,7 @@ pub(super) enum Fate {
 
 impl Held {
     /// The volume has just been claimed by `head`.
-    pub(super) fn new(head: Head, superseded: Option<u32>, opened: Opened) -> Self {
+    pub(super) fn new(now: Instant, head: Head, superseded: Option<u32>, opened: Opened) -> Self {
         let key = superseded.map(|number| names::head_key(head.volume, number));
         Self {
             open: Epoch::first_of_term(head.term),
@@ -94,8 +101,11 @@ impl Held {
             checkpoint: None,
             folded: false,
             tail_bytes: opened.tail_bytes,
+            collect: Collect::new(),
+            flatteners: Vec::new(),
             next: None,
             dirty_since: None,
+            proved: now,
             wanted: false,
             tickets: Vec::new(),
             edits: Vec::new(),
@@ -139,6 +149,14 @@ impl Held {
         self.pushed_bytes
     }
 
+    pub(super) fn store_bytes(&self) -> Option<StoreBytes> {
+        self.collect.store_bytes()
+    }
+
+    pub(super) fn flatten_pages(&self) -> Option<(u64, u64)> {
+        self.collect.flatten_pages(&self.head)
+    }
+
     pub(super) fn dirty_since(&self) -> Option<Instant> {
         self.cycle.as_ref().and_then(|cycle| cycle.dirty_since).or(self.dirty_since)
     }
@@ -153,6 +171,7 @@ impl Held {
     pub(super) fn phase(&self) -> Phase {
         match (&self.cycle, &self.next) {
             (Some(_), _) => Phase::Pushing,
+            (None, Some(next)) if !next.head.released => Phase::Pushing,
             (None, Some(_)) => Phase::Releasing,
             (None, None) if self.released => Phase::Releasing,
             (None, None) if self.dirty_since.is_some() => Phase::Dirty,
@@ -178,11 +197,11 @@ impl Held {
                 cycle.handle_batch(io, &self.head, (shard, batch), runs, crcs);
             }
             Input::Fetch { shard, op, object, first, count } => {
-                let wanted = self.wanted((shard, op), object, (first, count), false);
+                let wanted = Wanted::new(&self.head, (shard, op), object, (first, count), false);
                 self.map.want(io, &self.head, wanted);
             }
             Input::Query { shard, op, object, first, count } => {
-                let wanted = self.wanted((shard, op), object, (first, count), true);
+                let wanted = Wanted::new(&self.head, (shard, op), object, (first, count), true);
                 self.map.want(io, &self.head, wanted);
             }
             Input::PushNow { ticket } => {
@@ -190,17 +209,28 @@ impl Held {
                 self.wanted = true;
             }
             Input::Edit { edit, ticket } => self.edit(io, edit, ticket),
+            Input::Flatten { ticket } => {
+                self.flatteners.push(ticket);
+                self.collect.flatten();
+            }
             Input::Detach => {
                 // The last cycle starts now, so that it covers what is dirty without our knowing.
                 self.wanted |= !self.detaching;
                 self.detaching = true;
+            }
+            Input::Stay => {
+                // A release that is on its way to the store cannot be called back.
+                self.detaching &= self.phase() == Phase::Releasing;
             }
             Input::Tick => {
                 if let Some(cycle) = &mut self.cycle {
                     cycle.tick(io, &self.head);
                 }
             }
-            Input::Start(_) | Input::Remembered { .. } | Input::StoreDone { .. } => {
+            Input::Start(_)
+            | Input::View { .. }
+            | Input::Remembered { .. }
+            | Input::StoreDone { .. } => {
                 unreachable!("handled by the keeper itself")
             }
         }
@@ -235,8 +265,11 @@ impl Held {
             ToKeeper::Dirtied { .. } => {
                 let since = covering.map_or(&mut self.dirty_since, |cycle| &mut cycle.dirty_since);
                 since.get_or_insert(io.now);
+                self.probe(io);
             }
-            ToKeeper::Pressure { .. } => self.wanted |= covering.is_none(),
+            ToKeeper::Grown { .. } | ToKeeper::Pressure { .. } | ToKeeper::Sync { .. } => {
+                self.wanted |= covering.is_none();
+            }
             ToKeeper::Frozen { epoch, blocks, .. } => {
                 running(&mut self.cycle, epoch).handle_frozen(io, shard, blocks);
             }
@@ -247,20 +280,16 @@ impl Held {
         }
     }
 
-    fn wanted(
-        &self,
-        (shard, op): (ShardId, OpId),
-        object: u32,
-        (first, count): (u16, u16),
-        query: bool,
-    ) -> Wanted {
-        let object_blocks = self.head.object_blocks();
-        let inside = u32::from(first) + u32::from(count) <= object_blocks;
-        assert!(inside, "a fetch is inside its object");
-        let block = u64::from(object) * u64::from(object_blocks) + u64::from(first);
-        let page = (block / MAP_PAGE_BLOCKS as u64) as u32;
-        let first = (block % MAP_PAGE_BLOCKS as u64) as u16;
-        Wanted { shard, op, page, first, count, query }
+    /// The first write after a rest asks whether the volume is still ours, so that an owner which
+    /// was fenced meanwhile does not take writes until its next commit.
+    fn probe(&mut self, io: &mut Io<'_>) {
+        let rested = self.proved + io.config.push_after < io.now;
+        if rested && self.cycle.is_none() && self.next.is_none() {
+            self.proved = io.now;
+            let number = self.head.number.saturating_add(1);
+            let key = names::head_key(self.head.volume, number);
+            io.start(Task::Probe { number }, Call::Get(key));
+        }
     }
 
     /// The end of a store operation.
@@ -271,11 +300,24 @@ impl Held {
         result: StoreResult<'_>,
     ) -> Fate {
         match (request.task, result) {
+            (Task::Delete, StoreResult::Failed { transient: true, .. })
+                if request.failures < DELETE_ATTEMPTS_MAX && !self.released =>
+            {
+                io.again(request, fault(result));
+            }
+            // What stays behind is found by the next owner's scan.
             (Task::Delete, _) => self.deleting -= 1,
+            (Task::Probe { number }, StoreResult::Got(bytes)) => {
+                let found = Head::decode(bytes, self.head.volume, number, io.config.crc32c);
+                if let Some(found) = found.ok().filter(|found| found.nonce != self.head.nonce) {
+                    return Fate::Fenced(Some(claim::owner(&found)));
+                }
+            }
+            // What cannot be read now is left to the next commit.
+            (Task::Probe { .. }, _) => {}
             (Task::LoadPage { .. }, _) => {
-                if let Some((page, base)) = self.map.handle_done(io, &self.head, request, result) {
-                    let checkpoint = self.checkpoint.as_mut().expect("it waits for the page");
-                    checkpoint.handle_loaded(io, &self.head, &self.map, page, &base);
+                if let Some(loaded) = self.map.handle_done(io, &self.head, request, result) {
+                    self.handle_loaded(io, &loaded);
                 }
             }
             (Task::PutPack { n }, StoreResult::Done) => {
@@ -283,6 +325,9 @@ impl Held {
             }
             (Task::PutPage { .. }, StoreResult::Done) => {
                 self.checkpoint.as_mut().expect("it puts map pages").handle_put();
+            }
+            (task, _) if task.collects() => {
+                self.collect.handle_done(io, &self.head, request, result);
             }
             (Task::Commit, StoreResult::Done) => self.committed_next(io),
             (Task::Commit, StoreResult::AlreadyExists) => {
@@ -303,6 +348,17 @@ impl Held {
         Fate::Held
     }
 
+    fn handle_loaded(&mut self, io: &mut Io<'_>, loaded: &Loaded) {
+        let (page, base) = (loaded.page, &loaded.content);
+        if loaded.checkpoint {
+            let checkpoint = self.checkpoint.as_mut().expect("it waits for the page");
+            checkpoint.handle_loaded(io, &self.head, &self.map, page, base);
+        }
+        if loaded.rewrite {
+            self.collect.handle_loaded(&self.head, &self.map, page, base);
+        }
+    }
+
     /// The head with our next number: ours, or another owner's claim.
     fn confirm(&mut self, io: &mut Io<'_>, request: Request, bytes: &[u8]) -> Fate {
         let Next { head: next, .. } = self.next.as_ref().expect("a commit is under way");
@@ -321,14 +377,23 @@ impl Held {
 
     /// Starts what can start. After every input.
     pub(super) fn settle(&mut self, io: &mut Io<'_>) -> Fate {
+        self.collect_some(io);
+        if !self.step_if_free(io) {
+            return Fate::Fenced(None);
+        }
+        let was_folded = self.folded;
         if let Some(checkpoint) = &mut self.checkpoint {
             self.folded = checkpoint.settle(io, &self.head, &mut self.map);
         }
-        if self.next.is_none() && !self.released && !self.step(io) {
+        if self.folded && !was_folded && !self.step_if_free(io) {
             return Fate::Fenced(None);
         }
         self.delete(io);
         if self.released && self.deleting == 0 { Fate::Released } else { Fate::Held }
+    }
+
+    fn step_if_free(&mut self, io: &mut Io<'_>) -> bool {
+        self.next.is_some() || self.released || self.step(io)
     }
 
     /// The next cycle or commit, if it is time for one. False if there are no numbers left.
@@ -353,6 +418,24 @@ impl Held {
             return self.commit(io, true);
         }
         true
+    }
+
+    /// Garbage collection, unless the volume is being given up.
+    fn collect_some(&mut self, io: &mut Io<'_>) {
+        if self.detaching {
+            return self.collect.abandon(io);
+        }
+        let folding = self.checkpoint.as_ref().map(Checkpoint::epoch);
+        let gone = self.collect.settle(io, &self.head, &mut self.map, folding);
+        self.superseded.extend(gone.into_iter().map(|name| names::key(self.head.volume, name)));
+        if self.collect.is_ready() {
+            self.start_checkpoint();
+        }
+        if !self.flatteners.is_empty() && self.collect.has_flattened(&self.head) {
+            self.edits.push(Edit::Flattened);
+            self.tickets.append(&mut self.flatteners);
+            self.wanted = true;
+        }
     }
 
     fn start_cycle(&mut self, io: &mut Io<'_>) {
@@ -401,6 +484,7 @@ impl Held {
 
     /// The next head is the newest: the image is its.
     fn committed_next(&mut self, io: &mut Io<'_>) {
+        self.proved = io.now;
         let Next { head, folds } = self.next.take().expect("a commit is under way");
         let before = core::mem::replace(&mut self.head, head);
         self.supersede_heads(&before);
@@ -408,7 +492,10 @@ impl Held {
             let checkpoint = self.checkpoint.take().expect("it was in the head");
             self.folded = false;
             self.tail_bytes -= checkpoint.tail_bytes();
-            for page in checkpoint.finish(&mut self.map, io.config.pages_max) {
+            let tail = &before.tail[..checkpoint.packs()];
+            let folded = checkpoint.finish(&mut self.map, io.config.pages_max);
+            self.collect.handle_checkpoint(&folded, tail, before.epoch.next());
+            for Folded { page, .. } in folded {
                 self.supersede_page(&before, page);
             }
         }
@@ -418,10 +505,17 @@ impl Held {
                 self.map.absorb(&cycle.changes);
             }
             self.tail_bytes += cycle.data_bytes();
+            self.collect.handle_push(&cycle.packs, &cycle.pack_bytes);
             self.finish_cycle(io);
         }
+        self.collect.handle_commit();
         self.released = self.head.released;
-        self.start_checkpoint(io);
+        let long = self.head.tail.len() >= io.config.tail_packs_max;
+        let large = self.tail_bytes >= io.config.tail_bytes_min
+            && self.tail_bytes >= TAIL_RATIO * self.map.checkpoint_bytes();
+        if long || large {
+            self.start_checkpoint();
+        }
     }
 
     /// The head before this one, and those of snapshots that were dropped, are of no more use.
@@ -439,24 +533,32 @@ impl Held {
     /// A page has a newer version. Snapshots may need the one before.
     fn supersede_page(&mut self, before: &Head, page: u32) {
         let Some(at) = before.pages.get(&page).filter(|at| at.source == 0) else { return };
-        if !self.head.snapshots.iter().any(|snapshot| snapshot.epoch >= at.epoch) {
+        if self.head.snapshots.iter().any(|snapshot| snapshot.epoch >= at.epoch) {
+            self.collect.note_page(page, at.epoch, before.epoch.next());
+        } else {
             self.superseded.push_back(names::map_key(before.volume, page, at.epoch));
         }
     }
 
-    /// Begins to fold the tail into the map pages, if that is worth it.
-    fn start_checkpoint(&mut self, io: &mut Io<'_>) {
-        // The pages' names have the committed epoch, each only once, and only our own.
-        let named = self.head.epoch >= self.next_page_epoch;
-        let long = self.head.tail.len() >= io.config.tail_packs_max;
-        let large = self.tail_bytes >= io.config.tail_bytes_min
-            && self.tail_bytes >= TAIL_RATIO * self.map.checkpoint_bytes();
-        let idle = self.checkpoint.is_none() && !self.detaching && !self.released;
-        if idle && named && (long || large) {
-            self.next_page_epoch = self.head.epoch.next();
-            let checkpoint = Checkpoint::start(&self.head, &mut self.map, self.tail_bytes);
-            self.checkpoint = Some(checkpoint);
+    /// Begins to fold the tail into the map pages, and to write where copied blocks lie now.
+    fn start_checkpoint(&mut self) {
+        if self.checkpoint.is_some() || self.detaching || self.released {
+            return;
         }
+        // The pages are named by an epoch of this term that is committed, each only once.
+        if self.committed < self.next_page_epoch {
+            self.wanted = true;
+            return;
+        }
+        self.next_page_epoch = self.committed.next();
+        let copied = self.collect.take_ready();
+        self.checkpoint = Some(Checkpoint::start(
+            &self.head,
+            &mut self.map,
+            self.committed,
+            self.tail_bytes,
+            copied,
+        ));
     }
 
     /// Everything of the cycle is in the image.
@@ -467,6 +569,9 @@ impl Held {
         broadcast(io, ToShard::Committed { volume: io.volume, epoch: cycle.epoch });
         for ticket in cycle.tickets {
             io.out.push_back(Output::PushDone { ticket, committed: true });
+        }
+        if self.collect.is_ready() {
+            self.start_checkpoint();
         }
     }
 
@@ -485,8 +590,11 @@ impl Held {
             cycle.abandon(io);
             tickets.append(&mut cycle.tickets);
         }
-        self.map.fail_all(io);
+        tickets.append(&mut self.flatteners);
+        self.collect.abandon(io);
+        // First, so that what fails because of it is known to.
         broadcast(io, ToShard::Fenced { volume: io.volume });
+        self.map.fail_all(io);
         for ticket in tickets {
             io.out.push_back(Output::PushDone { ticket, committed: false });
         }
@@ -495,7 +603,8 @@ impl Held {
     /// The volume is given up: whoever still asks gets no answer from the image.
     pub(super) fn let_go(&mut self, io: &mut Io<'_>) {
         self.map.fail_all(io);
-        for ticket in core::mem::take(&mut self.tickets) {
+        let tickets = core::mem::take(&mut self.tickets).into_iter();
+        for ticket in tickets.chain(core::mem::take(&mut self.flatteners)) {
             io.out.push_back(Output::PushDone { ticket, committed: false });
         }
     }
@@ -507,7 +616,7 @@ fn running(cycle: &mut Option<Cycle>, epoch: Epoch) -> &mut Cycle {
     cycle
 }
 
-fn fault(result: StoreResult<'_>) -> Fault {
+pub(super) fn fault(result: StoreResult<'_>) -> Fault {
     match result {
         StoreResult::Failed { transient, note } => Fault { transient, note: Some(note) },
         _ => Fault::WRONG,

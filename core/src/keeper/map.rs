@@ -18,11 +18,12 @@ use super::changes::Changes;
 use super::store::{Call, Fault, Io, Request, Task};
 use super::{Output, PackPart, PackRead, StoreResult};
 use crate::ids::{BLOCK_BYTES, OpId, ShardId};
+use crate::limits::MAP_PAGE_BLOCKS;
 use crate::wire::head::Head;
-use crate::wire::map_page::{Data, MapPage};
+use crate::wire::map_page::{Data, MapPage, Piece};
 use crate::wire::names;
 
-/// Unwanted blocks that are read along rather than cut a read in two.
+/// Unwanted blocks that are read along rather than cut a client's read in two.
 const GAP_BLOCKS_MAX: u16 = 8;
 
 /// A fetch or a query.
@@ -37,6 +38,22 @@ pub(super) struct Wanted {
     pub(super) query: bool,
 }
 
+impl Wanted {
+    /// `blocks` of an object: the first, and how many.
+    pub(super) fn new(
+        head: &Head,
+        (shard, op): (ShardId, OpId),
+        object: u32,
+        (first, count): (u16, u16),
+        query: bool,
+    ) -> Self {
+        let inside = u32::from(first) + u32::from(count) <= head.object_blocks();
+        assert!(inside, "a fetch is inside its object");
+        let (page, first) = head.place_of(object, first);
+        Self { shard, op, page, first, count, query }
+    }
+}
+
 /// What a page is, as far as it is known.
 #[derive(Debug)]
 pub(super) enum Known {
@@ -44,6 +61,15 @@ pub(super) enum Known {
     Page(Arc<MapPage>),
     /// On its way.
     Loading,
+}
+
+/// A page that came, and who waits for it.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) page: u32,
+    pub(super) content: Arc<MapPage>,
+    pub(super) checkpoint: bool,
+    pub(super) rewrite: bool,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +88,8 @@ struct Load {
     waiters: Vec<Wanted>,
     /// The checkpoint waits, too.
     checkpoint: bool,
+    /// A rewriting waits, too.
+    rewrite: bool,
     failures: u32,
 }
 
@@ -112,6 +140,30 @@ impl Map {
         }
     }
 
+    /// Pages that packs of the tail lie over.
+    pub(super) fn overlaid(&self) -> impl Iterator<Item = u32> + '_ {
+        self.live.keys().chain(self.frozen.keys()).copied()
+    }
+
+    /// All of a page, as the image has it.
+    pub(super) fn look_through<'a>(&'a self, page: u32, base: &'a MapPage) -> Vec<Piece<'a>> {
+        MapPage::look_through(&self.layers(page, base), 0, MAP_PAGE_BLOCKS as u16)
+    }
+
+    fn layers<'a>(&'a self, page: u32, base: &'a MapPage) -> Vec<&'a MapPage> {
+        let over = [self.live.get(&page), self.frozen.get(&page)];
+        over.into_iter().flatten().chain([base]).collect()
+    }
+
+    /// A page for a rewriting; if it is on its way, `handle_done` will say so.
+    pub(super) fn want_for_rewrite(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Known {
+        let known = self.find(io, head, page);
+        if let Known::Loading = known {
+            self.load(page).rewrite = true;
+        }
+        known
+    }
+
     /// A page for the checkpoint; if it is on its way, `handle_done` will say so.
     pub(super) fn want_for_checkpoint(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Known {
         let known = self.find(io, head, page);
@@ -122,9 +174,7 @@ impl Map {
     }
 
     fn answer(&self, io: &mut Io<'_>, head: &Head, wanted: &Wanted, base: &MapPage) {
-        let over = [self.live.get(&wanted.page), self.frozen.get(&wanted.page)];
-        let layers: Vec<&MapPage> = over.into_iter().flatten().chain([base]).collect();
-        answer(io, head, wanted, &layers);
+        answer(io, head, wanted, &self.layers(wanted.page, base));
     }
 
     /// A commit has made this the page; `None`: it is not in memory, or all zeroes.
@@ -137,14 +187,14 @@ impl Map {
         }
     }
 
-    /// The end of a load. Gives the page back if the checkpoint waits for it.
+    /// The end of a load. Gives the page back if somebody other than fetches waits for it.
     pub(super) fn handle_done(
         &mut self,
         io: &mut Io<'_>,
         head: &Head,
         request: Request,
         result: StoreResult<'_>,
-    ) -> Option<(u32, Arc<MapPage>)> {
+    ) -> Option<Loaded> {
         let Task::LoadPage { page, at } = request.task else {
             unreachable!("only loads come here")
         };
@@ -223,13 +273,14 @@ impl Map {
         head: &Head,
         page: u32,
         content: Arc<MapPage>,
-    ) -> Option<(u32, Arc<MapPage>)> {
+    ) -> Option<Loaded> {
         let load = self.loads.remove(&page).expect("the load that ends is there");
         load.waiters.iter().for_each(|wanted| self.answer(io, head, wanted, &content));
-        load.checkpoint.then_some((page, content))
+        let Load { checkpoint, rewrite, .. } = load;
+        (checkpoint || rewrite).then_some(Loaded { page, content, checkpoint, rewrite })
     }
 
-    fn reload(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Option<(u32, Arc<MapPage>)> {
+    fn reload(&mut self, io: &mut Io<'_>, head: &Head, page: u32) -> Option<Loaded> {
         let current = match head.pages.get(&page) {
             None => Some(Arc::default()),
             Some(_) => self.pages.get(&page).map(|(content, _)| content.clone()),
@@ -243,7 +294,7 @@ impl Map {
         None
     }
 
-    /// The checkpoint waits for ever, clients do not.
+    /// Checkpoint and rewriting wait for ever, clients do not.
     fn fail(&mut self, io: &mut Io<'_>, request: Request, page: u32, fault: Fault) {
         let load = self.load(page);
         load.failures += 1;
@@ -251,7 +302,7 @@ impl Map {
             load.failures = 0;
             load.waiters.drain(..).for_each(|wanted| refuse(io, &wanted));
         }
-        if load.checkpoint || !load.waiters.is_empty() {
+        if load.checkpoint || load.rewrite || !load.waiters.is_empty() {
             io.again(request, fault);
         } else {
             io.store.note(io.now, request.task, fault);
@@ -283,14 +334,19 @@ fn answer(io: &mut Io<'_>, head: &Head, wanted: &Wanted, layers: &[&MapPage]) {
         return;
     }
     let pieces = found.iter().filter_map(|piece| Some((piece.data?, piece.first - first)));
-    let reads = plan(pieces.collect(), |data| {
+    let reads = plan(pieces.collect(), GAP_BLOCKS_MAX, |data| {
         names::pack_key(head.volume_of(data.pack.source), data.pack.epoch, data.pack.n)
     });
     io.out.push_back(Output::FetchPlan { shard, op, count, reads });
 }
 
-/// Turns pieces (with their first block in the fetch) into as few reads as is sensible.
-fn plan(mut pieces: Vec<(Data<'_>, u16)>, key: impl Fn(&Data<'_>) -> String) -> Vec<PackRead> {
+/// Turns pieces (with their first block in the fetch) into as few reads as is sensible: gaps of up
+/// to `gap_max` blocks are read along.
+pub(super) fn plan(
+    mut pieces: Vec<(Data<'_>, u16)>,
+    gap_max: u16,
+    key: impl Fn(&Data<'_>) -> String,
+) -> Vec<PackRead> {
     pieces.sort_unstable_by_key(|(data, _)| (data.pack, data.offset));
     let mut reads = Vec::new();
     let mut start = 0;
@@ -298,7 +354,7 @@ fn plan(mut pieces: Vec<(Data<'_>, u16)>, key: impl Fn(&Data<'_>) -> String) -> 
         let begin = pieces[start].0;
         let mut end = begin.offset;
         let near = pieces[start..].iter().take_while(|(data, _)| {
-            let joins = data.pack == begin.pack && data.offset <= end + GAP_BLOCKS_MAX;
+            let joins = data.pack == begin.pack && data.offset <= end + gap_max;
             if joins {
                 end = end.max(data.offset + data.crcs.len() as u16);
             }
@@ -344,7 +400,7 @@ mod tests {
             (data(1, 51, 1), 20),
             (data(0, 11, 4), 30),
         ];
-        let reads = plan(pieces, |data| alloc::format!("{}", data.pack.n));
+        let reads = plan(pieces, GAP_BLOCKS_MAX, |data| alloc::format!("{}", data.pack.n));
         let shape: Vec<_> = reads
             .iter()
             .map(|read| {

@@ -5,10 +5,11 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::{BatchHandle, Config, Failure, Output, StoreOp};
-use crate::ids::VolumeId;
+use super::{BatchHandle, Config, Failure, Output, PackRead, StoreOp};
+use crate::ids::{Epoch, VolumeId};
 use crate::time::{Duration, Instant};
 use crate::wire::head::PageRef;
+use crate::wire::map_page::PackRef;
 
 /// What an operation is for: says who hears of its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,20 +36,53 @@ pub(super) enum Task {
     Commit,
     /// What became of the next head.
     ConfirmCommit,
+    /// Scan: what there is.
+    ScanList,
+    /// Scan: the head of a snapshot.
+    ScanHead { number: u32 },
+    /// Scan: a map page, of the newest image or of a snapshot of this epoch.
+    ScanPage { page: u32, at: PageRef, snapshot: Option<Epoch> },
+    /// Rewriting: the header of a pack.
+    ReadVictim { pack: PackRef },
+    /// Rewriting: blocks of packs.
+    Gather,
+    /// Rewriting: a pack of copies.
+    PutCopy,
+    /// Whether somebody has claimed the volume.
+    Probe { number: u32 },
     /// Something superseded.
     Delete,
 }
 
 impl Task {
+    /// Whether it belongs to garbage collection.
+    pub(super) fn collects(self) -> bool {
+        matches!(
+            self,
+            Self::ScanList
+                | Self::ScanHead { .. }
+                | Self::ScanPage { .. }
+                | Self::ReadVictim { .. }
+                | Self::Gather
+                | Self::PutCopy
+        )
+    }
+
     fn what(self) -> &'static str {
         match self {
             Self::ListHeads | Self::VerifyClaim => "list heads",
             Self::ReadHead { .. } | Self::ConfirmClaim | Self::ConfirmCommit => "read head",
+            Self::Probe { .. } => "look for another owner",
             Self::Claim | Self::Commit => "create head",
             Self::PutPack { .. } => "put pack",
             Self::PutPage { .. } => "put map page",
             Self::LoadPage { .. } => "read map page",
             Self::LoadTail { .. } => "read pack",
+            Self::ScanList => "list",
+            Self::ScanHead { .. } => "read head",
+            Self::ScanPage { .. } => "read map page",
+            Self::ReadVictim { .. } | Self::Gather => "read pack",
+            Self::PutCopy => "put pack",
             Self::Delete => "delete",
         }
     }
@@ -71,6 +105,8 @@ pub(super) enum Call {
     },
     List(String),
     Delete(String),
+    /// So many blocks, from these reads.
+    Gather(u16, Vec<PackRead>),
 }
 
 /// An operation, as often as it is tried.
@@ -78,7 +114,7 @@ pub(super) enum Call {
 pub(super) struct Request {
     pub(super) task: Task,
     call: Call,
-    failures: u32,
+    pub(super) failures: u32,
 }
 
 /// How an operation failed.
@@ -187,6 +223,12 @@ impl Store {
         self.waiting.len()
     }
 
+    /// Nobody waits for operations of these tasks any more.
+    pub(super) fn cancel(&mut self, which: impl Fn(Task) -> bool) {
+        self.under_way.retain(|_, request| !which(request.task));
+        self.waiting.retain(|_, request| !which(request.task));
+    }
+
     /// Nobody waits for anything any more.
     pub(super) fn forget(&mut self) {
         self.under_way.clear();
@@ -201,6 +243,7 @@ impl Store {
             Call::GetFirst(key, bytes) => Output::Get { op, key, first: Some(bytes) },
             Call::Put { key, meta, batches } => Output::Put { op, key, meta, batches },
             Call::Create { key, bytes } => Output::Create { op, key, bytes },
+            Call::Gather(blocks, reads) => Output::Gather { op, blocks, reads },
             Call::List(prefix) => Output::List { op, prefix },
             Call::Delete(key) => Output::Delete { op, key },
         });

@@ -2,6 +2,8 @@
 //! and loses what it can. After every change of the store the image is decoded from scratch
 //! and compared with the cut that its head names.
 
+mod handover;
+
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -11,6 +13,7 @@ use super::*;
 use crate::event::{Buffering, Mode};
 use crate::limits::{BATCH_BLOCKS_MAX, MAP_PAGE_BLOCKS};
 use crate::wire::frame::tests::crc32c;
+use crate::wire::head::{PageRef, Source, TailPack};
 use crate::wire::map_page::MapPage;
 use crate::wire::names::ObjectName;
 use crate::wire::{names, pack};
@@ -56,6 +59,12 @@ struct Object {
     blocks: Vec<Block>,
 }
 
+impl Object {
+    fn bytes(&self) -> u64 {
+        (self.meta.len() + self.blocks.len() * 4096) as u64
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Effect {
     Get(String, Option<u32>),
@@ -63,12 +72,14 @@ enum Effect {
     Create(String, Object),
     List(String),
     Delete(String),
+    Gather(u16, Vec<PackRead>),
 }
 
 #[derive(Clone, Debug)]
 enum Answer {
     Got(Vec<u8>),
-    Listed(Vec<String>),
+    Gathered(Vec<Block>),
+    Listed(Vec<(String, u64)>),
     Done,
     AlreadyExists,
     NotFound,
@@ -178,6 +189,9 @@ impl World {
             puts_max: 2,
             tail_packs_max: 3,
             tail_bytes_min: [0, 1 << 20][seed as usize % 2],
+            collect_after: 1 << 20,
+            garbage_min: 1 << 19,
+            copy_blocks_max: [100, 5000][seed as usize / 2 % 2],
             ..Config::new(VOLUME, SHARDS, crc32c, seed)
         }
     }
@@ -266,6 +280,7 @@ impl World {
         let server = &mut self.servers[s];
         let effect = match output {
             Output::Get { op, key, first } => (op, Effect::Get(key, first)),
+            Output::Gather { op, blocks, reads } => (op, Effect::Gather(blocks, reads)),
             Output::List { op, prefix } => (op, Effect::List(prefix)),
             Output::Delete { op, key } => (op, Effect::Delete(key)),
             Output::Put { op, key, meta, batches } => {
@@ -340,6 +355,14 @@ impl World {
         let (object, first, asked) = server.fetches.remove(&op.slot).unwrap();
         assert_eq!(count, asked);
         let mut found = vec![0; count.into()];
+        self.read(reads, &mut found);
+        let server = &mut self.servers[s];
+        let base = (object * OBJECT_BLOCKS) as usize + usize::from(first);
+        assert_eq!(found, self.images[&server.committed][base..base + usize::from(count)]);
+        server.fetched += 1;
+    }
+
+    fn read(&self, reads: &[PackRead], found: &mut [Block]) {
         for read in reads {
             let pack = &self.objects[&read.key];
             let skip = (read.offset as usize - pack.meta.len()) / 4096;
@@ -352,9 +375,6 @@ impl World {
                 }
             }
         }
-        let base = (object * OBJECT_BLOCKS) as usize + usize::from(first);
-        assert_eq!(found, self.images[&server.committed][base..base + usize::from(count)]);
-        server.fetched += 1;
     }
 
     // The shards.
@@ -438,7 +458,7 @@ impl World {
                 shard.fenced = true;
                 shard.to_push = None;
             }
-            ToShard::Forget { .. } => panic!("the keeper forgets nothing"),
+            ToShard::Detach { .. } | ToShard::Forget { .. } => panic!("the driver says so"),
         }
         true
     }
@@ -579,9 +599,19 @@ impl World {
                 self.objects.insert(key, object);
                 Answer::Done
             }
-            Effect::List(prefix) => Answer::Listed(
-                self.objects.keys().filter(|key| key.starts_with(&prefix)).cloned().collect(),
-            ),
+            Effect::Gather(blocks, reads) => {
+                if reads.iter().any(|read| !self.objects.contains_key(&read.key)) {
+                    return Answer::NotFound;
+                }
+                let mut found = vec![0; blocks.into()];
+                self.read(&reads, &mut found);
+                assert!(!found.contains(&0), "every block is in a read");
+                Answer::Gathered(found)
+            }
+            Effect::List(prefix) => {
+                let found = self.objects.iter().filter(|(key, _)| key.starts_with(&prefix));
+                Answer::Listed(found.map(|(key, object)| (key.clone(), object.bytes())).collect())
+            }
             Effect::Delete(key) => {
                 self.objects.remove(&key).map_or(Answer::NotFound, |_| Answer::Done)
             }
@@ -592,11 +622,18 @@ impl World {
         if self.servers[s].life != life {
             return;
         }
-        let keys: Vec<&str>;
+        let keys: Vec<Listed<'_>>;
         let result = match &answer {
             Answer::Got(bytes) => StoreResult::Got(bytes),
+            Answer::Gathered(blocks) => {
+                let server = &mut self.servers[s];
+                let handle = server.next_batch;
+                server.next_batch += 1;
+                server.batches.insert(handle, blocks.clone());
+                StoreResult::Gathered(BatchHandle(handle))
+            }
             Answer::Listed(found) => {
-                keys = found.iter().map(String::as_str).collect();
+                keys = found.iter().map(|(key, bytes)| Listed { key, bytes: *bytes }).collect();
                 StoreResult::Listed(&keys)
             }
             Answer::Done => StoreResult::Done,
@@ -702,15 +739,21 @@ impl World {
 
 /// Decodes a volume as any reader would.
 fn read_image(objects: &BTreeMap<String, Object>) -> (Head, Vec<Block>) {
+    let head = newest_head(objects);
+    read_head(objects, head.number)
+}
+
+fn newest_head(objects: &BTreeMap<String, Object>) -> Head {
     let number = objects
         .keys()
-        .filter_map(|key| match names::parse_key(key)?.1 {
-            ObjectName::Head { number } => Some(number),
+        .filter_map(|key| match names::parse_key(key)? {
+            (VOLUME, ObjectName::Head { number }) => Some(number),
             _ => None,
         })
         .max()
         .expect("there is always a head");
-    read_head(objects, number)
+    let bytes = &objects[&names::head_key(VOLUME, number)].meta;
+    Head::decode(bytes, VOLUME, number, crc32c).unwrap()
 }
 
 /// A head and its image.
@@ -719,14 +762,17 @@ fn read_head(objects: &BTreeMap<String, Object>, number: u32) -> (Head, Vec<Bloc
     let head = Head::decode(bytes, VOLUME, number, crc32c).unwrap();
     let mut image = vec![0; head.blocks as usize];
     let mut headers = BTreeMap::new();
+    let volumes = head.volumes();
     for (&page, &at) in &head.pages {
-        let key = names::map_key(VOLUME, page, at.epoch);
+        let key = names::map_key(head.volume_of(at.source), page, at.epoch);
         let object = objects.get(&key).expect("no page is missing");
-        let map = MapPage::decode(&object.meta, (&[VOLUME], 0), page, at.epoch, crc32c).unwrap();
+        let volumes = (&volumes[..], at.source);
+        let map = MapPage::decode(&object.meta, volumes, page, at.epoch, crc32c).unwrap();
         assert!(!map.is_empty());
         for piece in map.lookup(0, MAP_PAGE_BLOCKS as u16) {
             let Some(data) = piece.data else { continue };
-            let key = names::pack_key(VOLUME, data.pack.epoch, data.pack.n);
+            let volume = head.volume_of(data.pack.source);
+            let key = names::pack_key(volume, data.pack.epoch, data.pack.n);
             let object = &objects[&key];
             let header = headers
                 .entry(key)
@@ -744,7 +790,8 @@ fn read_head(objects: &BTreeMap<String, Object>, number: u32) -> (Head, Vec<Bloc
         }
     }
     for tail in &head.tail {
-        let object = &objects[&names::pack_key(VOLUME, tail.epoch, tail.n)];
+        let volume = head.volume_of(tail.source);
+        let object = &objects[&names::pack_key(volume, tail.epoch, tail.n)];
         let header = pack::Header::decode(&object.meta, crc32c).unwrap();
         assert_eq!((header.epoch, header.n), (tail.epoch, tail.n));
         assert_eq!(header.bytes(), tail.header_bytes);
@@ -799,6 +846,9 @@ fn random_work_with_faults_and_crashes() {
                     let edit = match oldest.filter(|_| snapshots.len() > 2) {
                         Some(name) => {
                             snapshots.remove(0);
+                            let (edit, ticket) = (mark(&name), tickets);
+                            world.feed(s, Input::Edit { edit: &edit, ticket });
+                            tickets += 1;
                             Edit::DropSnapshot(name)
                         }
                         None => {
@@ -831,6 +881,10 @@ fn random_work_with_faults_and_crashes() {
     assert!(fetched > 100, "fetches are answered: {fetched}");
 }
 
+fn mark(name: &str) -> Edit {
+    Edit::MarkSnapshot { name: name.into(), deleting: true }
+}
+
 /// A snapshot is the cut that its edit made, whatever is written, folded and dropped after it;
 /// dropped, nothing is left of its head.
 #[test]
@@ -858,11 +912,106 @@ fn a_snapshot_stays_what_it_was() {
     assert_eq!(kept.snapshots.last(), Some(&snapshot), "a snapshot knows itself");
     assert!(image[..100].iter().all(|&block| block == 7) && image[100] == 0);
     assert!(world.newest().pages.values().all(|at| at.epoch > snapshot.epoch), "it was folded");
-    edit(&mut world, Edit::MarkSnapshot { name: "a".into(), deleting: true }, 20);
+    edit(&mut world, mark("a"), 20);
     assert!(world.newest().snapshots[0].deleting);
     edit(&mut world, Edit::DropSnapshot("a".into()), 21);
     world.run_until(|world| world.pending.is_empty());
     assert!(!world.objects.contains_key(&names::head_key(VOLUME, snapshot.number)));
+}
+
+/// A view of a snapshot answers from its image, whatever became of the volume, and writes nothing.
+#[test]
+fn a_view_serves_what_the_snapshot_was() {
+    let mut world = World::new(22);
+    let s = world.add();
+    world.attach(s, false);
+    for ticket in 1..30 {
+        for at in 0..60 {
+            let block = if ticket % 7 == 0 { 0 } else { ticket };
+            world.write(s, (at * 7 + ticket as usize * 31) % BLOCKS, block);
+        }
+        let edit = Edit::Snapshot(alloc::format!("s{ticket}"));
+        world.feed(s, Input::Edit { edit: &edit, ticket });
+        world.run_until(|world| world.servers[s].done.contains(&(ticket, true)));
+    }
+    world.run_until(|world| world.pending.is_empty());
+    assert!(!world.newest().pages.is_empty(), "some of it was folded");
+    for snapshot in world.newest().snapshots {
+        let (head, image) = read_head(&world.objects, snapshot.number);
+        let mut keeper = Keeper::new(world.config(1));
+        let view = Input::View { volume: VolumeId(9), number: snapshot.number };
+        let attached = drive_view(&mut keeper, &world.objects, view);
+        let blocks = head.blocks;
+        let all = attached.iter().filter(|output| match output {
+            Output::Attached(attached) => attached.blocks == blocks,
+            Output::ToShard(_, ToShard::Attach { volume, open, committed, .. }) => {
+                (*volume, *committed) == (VolumeId(9), head.epoch) && open > committed
+            }
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(all.count(), 1 + usize::from(SHARDS));
+        for object in 0..12 {
+            let op = OpId { slot: object, generation: 1 };
+            let (shard, first, count) = (ShardId(0), 3, 50);
+            let fetch = Input::Fetch { shard, op, object, first, count };
+            let answer = drive_view(&mut keeper, &world.objects, fetch);
+            let [Output::FetchPlan { reads, .. }] = &answer[..] else { panic!("{answer:?}") };
+            let mut crcs = vec![block_crc(0); count.into()];
+            for part in reads.iter().flat_map(|read| &read.parts) {
+                let at = usize::from(part.first);
+                crcs[at..at + part.crcs.len()].copy_from_slice(&part.crcs);
+            }
+            let base = (object * OBJECT_BLOCKS) as usize + usize::from(first);
+            let expected: Vec<_> = image[base..base + usize::from(count)].iter().collect();
+            let expected: Vec<u32> = expected.into_iter().map(|block| block_crc(*block)).collect();
+            assert_eq!(crcs, expected, "snapshot {}, object {object}", snapshot.name);
+        }
+        assert_eq!(drive_view(&mut keeper, &world.objects, Input::Detach), [Output::Released]);
+    }
+    // One that is not there, or not whole, is refused.
+    let mut keeper = Keeper::new(world.config(1));
+    let view = Input::View { volume: VolumeId(9), number: 4_000 };
+    let refused = drive_view(&mut keeper, &world.objects, view);
+    assert!(matches!(refused[..], [Output::Refused(Refusal::Missing { .. })]), "{refused:?}");
+    let last = world.newest().snapshots.last().expect("made above").clone();
+    let (head, _) = read_head(&world.objects, last.number);
+    let gone = head.tail.last().expect("just pushed");
+    world.objects.remove(&names::pack_key(VOLUME, gone.epoch, gone.n));
+    let mut keeper = Keeper::new(world.config(1));
+    let view = Input::View { volume: VolumeId(9), number: last.number };
+    let refused = drive_view(&mut keeper, &world.objects, view);
+    assert!(matches!(refused[..], [Output::Refused(Refusal::Missing { .. })]), "{refused:?}");
+}
+
+/// Feeds a view's keeper, and answers what it reads from these objects. Returns all else.
+fn drive_view(
+    keeper: &mut Keeper,
+    objects: &BTreeMap<String, Object>,
+    input: Input<'_>,
+) -> Vec<Output> {
+    let mut now = Instant(1);
+    let mut outputs = Vec::new();
+    keeper.handle(now, input);
+    loop {
+        let Some(output) = keeper.poll_output() else {
+            let Some(next) = keeper.poll_timeout() else { return outputs };
+            now = next;
+            keeper.handle(now, Input::Tick);
+            continue;
+        };
+        let Output::Get { op, key, first } = output else {
+            outputs.push(output);
+            continue;
+        };
+        let result = match objects.get(&key) {
+            Some(object) => {
+                let len = first.map_or(object.meta.len(), |first| first as usize);
+                StoreResult::Got(&object.meta[..len.min(object.meta.len())])
+            }
+            None => StoreResult::NotFound,
+        };
+        keeper.handle(now, Input::StoreDone { op, result });
+    }
 }
 
 #[test]
@@ -890,6 +1039,179 @@ fn an_edit_that_cannot_be_is_refused() {
     world.feed(s, Input::Edit { edit: &edit, ticket: 6 });
     world.feed(s, Input::Edit { edit: &edit, ticket: 7 });
     assert_eq!(world.servers[s].refusals.pop(), Some((7, EditError::SnapshotExists)));
+    // A mark that was taken away may have made room for a clone.
+    let drop = Edit::DropSnapshot("a".into());
+    world.feed(s, Input::Edit { edit: &drop, ticket: 8 });
+    assert_eq!(world.servers[s].refusals.pop(), Some((8, EditError::NotMarked)));
+}
+
+/// Random overwrites, with snapshots that come and go: when all is quiet, the store holds at most
+/// 1.5 times what the image needs, beside the tail.
+#[test]
+fn garbage_is_collected() {
+    for seed in [30, 31] {
+        std_print(seed);
+        let mut world = World::new(seed);
+        world.faults = [0, 10][seed as usize % 2];
+        let s = world.add();
+        world.attach(s, false);
+        let spots = 3000;
+        for ticket in 1..60 {
+            for _ in 0..400 {
+                let at = world.rng.below(spots) * 11;
+                let block = world.rng.next() | 1;
+                world.write(s, at, block);
+            }
+            let edit = match ticket % 20 {
+                7 => Some(Edit::Snapshot(alloc::format!("s{ticket}"))),
+                14 => {
+                    let name = alloc::format!("s{}", ticket - 7);
+                    Some(Edit::MarkSnapshot { name, deleting: true })
+                }
+                15 => Some(Edit::DropSnapshot(alloc::format!("s{}", ticket - 8))),
+                _ => None,
+            };
+            match edit {
+                Some(edit) => world.feed(s, Input::Edit { edit: &edit, ticket }),
+                None => world.feed(s, Input::PushNow { ticket }),
+            }
+            world.run_until(|world| world.servers[s].done.iter().any(|done| done.0 == ticket));
+        }
+        let packs = |world: &World| -> u64 {
+            let packs = world.objects.iter().filter(|(key, _)| key.contains("/pack/"));
+            packs.map(|(_, object)| object.bytes()).sum()
+        };
+        let live = read_image(&world.objects).1.iter().filter(|&&block| block != 0).count();
+        let in_tail = |world: &World| -> u64 {
+            let tail = newest_head(&world.objects).tail;
+            let keys = tail.iter().map(|pack| names::pack_key(VOLUME, pack.epoch, pack.n));
+            keys.map(|key| world.objects[&key].bytes()).sum()
+        };
+        let live = live as u64 * 4096;
+        world.run_until(|world| {
+            let status = world.servers[s].keeper.status();
+            if !world.pending.is_empty() || status.retrying > 0 {
+                return false;
+            }
+            status.store.is_some_and(|store| {
+                (store.packs - in_tail(world)) * 2 <= live * 3 && store.held == 0
+            })
+        });
+        // With faults a put may come again after its pack was deleted: an orphan.
+        let counted = world.servers[s].keeper.status().store.unwrap().packs;
+        assert!(packs(&world) >= counted && (world.faults > 0 || packs(&world) == counted));
+    }
+}
+
+/// What an owner left behind that never was committed goes, whatever its kind.
+#[test]
+fn orphans_of_a_dead_owner_are_deleted() {
+    let mut world = World::new(40);
+    let s = world.add();
+    world.attach(s, false);
+    for at in 0..600 {
+        world.write(s, at * 11, 1 + at as u64);
+    }
+    world.push(s, 1);
+    let epoch = world.newest().epoch;
+    let object = Object { meta: vec![1, 2], blocks: vec![5; 9] };
+    let orphans = [
+        names::pack_key(VOLUME, epoch, 77),
+        names::pack_key(VOLUME, epoch, pack::FIRST_COPY),
+        names::map_key(VOLUME, 2, epoch),
+    ];
+    for key in &orphans {
+        world.objects.insert(key.clone(), object.clone());
+    }
+    world.attach(s, false);
+    for ticket in 2..6 {
+        for at in 0..300 {
+            world.write(s, at * 7, ticket);
+        }
+        world.push(s, ticket);
+    }
+    world.run_until(|world| orphans.iter().all(|key| !world.objects.contains_key(key)));
+}
+
+/// The same objects under another volume's name, a clone's first head over them, and its image.
+fn clone_of(
+    objects: &BTreeMap<String, Object>,
+    parent: Uuid,
+) -> (Head, BTreeMap<String, Object>, Vec<Block>) {
+    let (kept, image) = read_image(objects);
+    let mut found = BTreeMap::new();
+    for (key, object) in objects {
+        let mut object = object.clone();
+        match names::parse_key(key).unwrap().1 {
+            ObjectName::Head { .. } | ObjectName::Child { .. } => continue,
+            ObjectName::Map { page, epoch } => {
+                let map =
+                    MapPage::decode(&object.meta, (&[VOLUME], 0), page, epoch, crc32c).unwrap();
+                object.meta = map.encode(&[parent], page, epoch, crc32c);
+            }
+            ObjectName::Pack { .. } => {
+                let header = pack::Header::decode(&object.meta, crc32c).unwrap();
+                object.meta = pack::Header { volume: parent, ..header }.encode(crc32c);
+            }
+        }
+        found.insert(key.replace(&VOLUME.to_string(), &parent.to_string()), object);
+    }
+    let pages = kept.pages.iter().map(|(&page, at)| (page, PageRef { source: 1, ..*at }));
+    let clone = Head {
+        sources: vec![Source { volume: parent, number: kept.number }],
+        pages: pages.collect(),
+        tail: kept.tail.iter().map(|pack| TailPack { source: 1, ..*pack }).collect(),
+        epoch: Epoch::ZERO,
+        ..Head::first(VOLUME, "clone", BLOCKS as u64, OBJECT_SHIFT, 5)
+    };
+    (clone, found, image)
+}
+
+/// A clone reads its parent's packs and pages; flattened, it needs nothing of them any more.
+#[test]
+fn a_clone_is_flattened() {
+    const PARENT: Uuid = Uuid([0x22; 16]);
+    for seed in [50, 51, 52, 53] {
+        std_print(seed);
+        let mut world = World::new(seed);
+        let parent = world.add();
+        world.attach(parent, false);
+        for ticket in 1..8 {
+            for _ in 0..300 {
+                let at = world.rng.below(BLOCKS);
+                let block = world.rng.next() | 1;
+                world.write(parent, at, block);
+            }
+            world.push(parent, ticket);
+        }
+        world.feed(parent, Input::Detach);
+        world.run_until(|world| world.servers[parent].released && world.pending.is_empty());
+        let (clone, mut objects, image) = clone_of(&world.objects, PARENT);
+        let meta = clone.encode(crc32c);
+        objects.insert(names::head_key(VOLUME, 1), Object { meta, blocks: Vec::new() });
+        world.objects = objects;
+        world.last_number = 1;
+        world.images = [(Epoch::ZERO, image)].into();
+        let s = world.add();
+        world.attach(s, false);
+        for ticket in 1..5 {
+            for _ in 0..100 {
+                let at = world.rng.below(BLOCKS);
+                world.write(s, at, ticket);
+            }
+            for _ in 0..20 {
+                world.fetch(s);
+            }
+            world.push(s, ticket);
+        }
+        world.feed(s, Input::Flatten { ticket: 9 });
+        world.run_until(|world| world.servers[s].done.contains(&(9, true)));
+        assert_eq!(world.newest().sources, []);
+        world.run_until(|world| world.pending.is_empty());
+        let parent = PARENT.to_string();
+        world.objects.retain(|key, _| !key.contains(&parent));
+        world.check();
+    }
 }
 
 /// What cannot be read of the newest packs is not guessed.

@@ -1,5 +1,6 @@
 //! Attaching a volume takes in what recovery found of it; forgetting it voids all the log says.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::volume::{Phase, Volume};
@@ -9,6 +10,23 @@ use crate::limits::ONODE_LEAVES;
 use crate::onode::NIL;
 use crate::recovery::LogEntry;
 use crate::wire::log::{Entry, EntryKind};
+
+/// What recovery found, without what was forgotten since: nobody will ever attach that, and what
+/// waits to be attached keeps reclaim away from its segments.
+pub(super) fn without_void(mut entries: Vec<LogEntry>) -> Vec<LogEntry> {
+    let mut void: BTreeMap<VolumeId, u64> = BTreeMap::new();
+    for LogEntry { at, .. } in &entries {
+        if at.entry.kind == EntryKind::Forget {
+            let seq = void.entry(at.entry.volume).or_insert(at.seq);
+            *seq = at.seq.max(*seq);
+        }
+    }
+    entries.retain(|LogEntry { at, .. }| {
+        let forgotten = void.get(&at.entry.volume).is_some_and(|void| at.seq <= *void);
+        !forgotten && !matches!(at.entry.kind, EntryKind::Forget | EntryKind::Kept)
+    });
+    entries
+}
 
 impl Shard<'_> {
     /// Serves a volume from now on. Of each block the version of the highest epoch counts, among
@@ -21,8 +39,10 @@ impl Shard<'_> {
         open: Epoch,
         committed: Epoch,
     ) {
-        assert!(self.volume_index(id).is_none(), "a volume is attached once");
         assert!(open > committed);
+        if let Some(index) = self.volume_index(id) {
+            return self.attach_again(index, object_shift, blocks, open, committed);
+        }
         let volume = Volume::new(id, object_shift, blocks, open, committed);
         let free = self.volumes.iter().position(|slot| slot.id == VolumeId(NIL));
         let index = match free {
@@ -49,6 +69,28 @@ impl Shard<'_> {
             self.recovered_crcs = Vec::new();
         }
         self.heat.note_attached(id);
+    }
+
+    /// Serves a volume again that was given up with everything pushed: what is cached is clean, and
+    /// nobody changed the image since.
+    fn attach_again(
+        &mut self,
+        index: usize,
+        object_shift: u8,
+        blocks: u64,
+        open: Epoch,
+        committed: Epoch,
+    ) {
+        while self.volumes[index].phase == Phase::Cleaning {
+            self.clean_slice(index);
+        }
+        let before = &self.volumes[index];
+        let given_up = before.gone && !before.forget && before.phase == Phase::Idle;
+        assert!(given_up && before.dirty == [0; 2], "a volume is attached once");
+        let traffic = before.traffic;
+        let again = Volume::new(before.id, object_shift, blocks, open, committed);
+        assert_eq!(before.object_blocks, again.object_blocks, "objects keep their size");
+        self.volumes[index] = Volume { tasks: before.tasks, traffic, ..again };
     }
 
     /// The entries of a volume that count, out of those that wait.
@@ -209,7 +251,8 @@ impl Shard<'_> {
     pub(super) fn forget_volumes(&mut self) {
         for index in 0..self.volumes.len() {
             let state = &self.volumes[index];
-            if !state.forget || state.tasks > 0 || self.volume_is_pinned(index) {
+            if !state.forget || state.tasks > 0 || state.waiters > 0 || self.volume_is_pinned(index)
+            {
                 continue;
             }
             let id = state.id;

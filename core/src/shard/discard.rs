@@ -6,6 +6,9 @@ use crate::limits::{LEAF_BLOCKS, ONODE_LEAVES};
 use crate::onode::NIL;
 use crate::wire::log::{Entry, EntryKind};
 
+/// Zero ranges that are forgotten at a time, when there is room for no more.
+const ZERO_SLICE: usize = 16;
+
 impl Shard<'_> {
     /// Makes a range of blocks read as zeroes; `false`: it must wait for room.
     pub(super) fn try_discard(&mut self, task: u32) -> bool {
@@ -17,8 +20,7 @@ impl Shard<'_> {
         }
         let onode = self.tasks.get(task).onode;
         let (first, count) = span(&request);
-        let full = self.zero_ranges.len() == ZERO_RANGES_MAX;
-        if full || self.onodes.get(onode).merging {
+        if !self.has_zero_room() || self.onodes.get(onode).merging {
             return false;
         }
         let whole = count == self.volumes[volume].blocks_of(request.object) as usize;
@@ -28,7 +30,6 @@ impl Shard<'_> {
             self.leaves_needed(volume, onode, first, count)
         };
         if !self.reserve_leaves(needed) {
-            self.press();
             return false;
         }
         if self.begin(0, false).is_none() {
@@ -44,7 +45,8 @@ impl Shard<'_> {
             kind: EntryKind::Zeroes,
             epoch,
         };
-        self.log.push_entry(entry, Some(task));
+        let early = self.answers_from_ram(task, 0);
+        self.log.push_entry(entry, (!early).then_some(task));
         self.note_zero_range(&entry);
         let before = self.resident_blocks();
         if whole {
@@ -55,10 +57,32 @@ impl Shard<'_> {
         self.counters.discarded_blocks += before - self.resident_blocks();
         let slot = self.tasks.get_mut(task);
         slot.appended = count as u16;
-        slot.records = 1;
+        slot.early = early;
+        slot.records = u16::from(!early);
         slot.epoch = epoch;
         self.unpin_task_onode(task);
+        self.installed(task);
         true
+    }
+
+    /// Whether one more zero range can be remembered. Those that the store knows of need not be, so
+    /// the oldest go; if none can, the keepers are asked to push.
+    fn has_zero_room(&mut self) -> bool {
+        if self.zero_ranges.len() < ZERO_RANGES_MAX {
+            return true;
+        }
+        for _ in 0..ZERO_SLICE {
+            let Some(range) = self.zero_ranges.front().copied() else { break };
+            if self.is_to_be_repeated(&range) {
+                break;
+            }
+            self.zero_ranges.pop_front();
+        }
+        if self.zero_ranges.len() < ZERO_RANGES_MAX {
+            return true;
+        }
+        self.press();
+        false
     }
 
     /// Remembers where the log says that blocks are zeroes: reclaim must say it again before that

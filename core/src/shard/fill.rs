@@ -37,6 +37,8 @@ pub(crate) struct Fill {
     pub(crate) scrub: bool,
     /// It brings back what was in RAM before a restart.
     pub(crate) warms: bool,
+    /// It is for a push: nobody else waits for it.
+    pub(crate) push: bool,
     next: u32,
 }
 
@@ -59,6 +61,7 @@ impl Fills {
             admit: false,
             scrub: false,
             warms: false,
+            push: false,
             next: next(index),
         };
         Self { slots: (0..FILLS_MAX).map(fill).collect(), free: 0, used: 0 }
@@ -88,6 +91,7 @@ impl Fills {
         fill.admit = false;
         fill.scrub = false;
         fill.warms = false;
+        fill.push = false;
         fill.pages.clear();
         fill.blocks.clear();
         self.free = free;

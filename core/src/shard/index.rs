@@ -4,22 +4,24 @@
 use super::{Shard, volume::Phase};
 use crate::cache;
 pub(super) use crate::cache::{addr, place};
-use crate::event::{Output, ToKeeper};
+use crate::event::{Mode, Output, ToKeeper};
 use crate::ids::{Epoch, PageId};
-use crate::limits::LEAF_BLOCKS;
+use crate::limits::{LEAF_BLOCKS, PACK_BLOCKS_MAX};
 use crate::onode::NIL;
 use crate::policy::Hint;
 
 impl Shard<'_> {
-    /// The onode of an object, pinned; made if there is none. `None`: every onode is in use.
+    /// The onode of an object, pinned; made if there is none. `None`: every onode is in use or
+    /// dirty, and the keepers are asked to push.
     pub(super) fn pin_onode(&mut self, volume: usize, object: u32) -> Option<u32> {
         let id = self.volumes[volume].id;
         if let Some(onode) = self.onodes.lookup(id, object) {
             self.onodes.pin(onode);
             return Some(onode);
         }
-        if !self.onodes.has_room() {
-            self.evict_onode()?;
+        if !self.onodes.has_room() && self.evict_onode().is_none() {
+            self.press();
+            return None;
         }
         self.onodes.create(id, object)
     }
@@ -160,6 +162,13 @@ impl Shard<'_> {
         self.volumes[volume].dirty[parity] += 1;
         self.dirty_blocks += 1;
         self.list_dirty(volume, onode);
+        let state = &mut self.volumes[volume];
+        let full = state.dirty[parity] >= PACK_BLOCKS_MAX as u64;
+        if full && !state.grown && state.mode != Mode::Ephemeral {
+            state.grown = true;
+            let volume = state.id;
+            self.emit(Output::Keeper(ToKeeper::Grown { volume }));
+        }
     }
 
     /// Puts an onode on its volume's list of the open epoch.
@@ -173,11 +182,7 @@ impl Shard<'_> {
             state.dirty_list[parity] = onode;
             self.onodes.settle(onode);
         }
-        if !state.dirtied {
-            state.dirtied = true;
-            let volume = state.id;
-            self.emit(Output::Keeper(ToKeeper::Dirtied { volume }));
-        }
+        state.dirtied = true;
     }
 
     /// Clears the dirty marks `mask` of a leaf (or shadow) in one epoch.
@@ -221,9 +226,9 @@ impl Shard<'_> {
         }
     }
 
-    /// Makes sure that so many leaves can be taken, evicting onodes if need be. What has been
-    /// evicted is made use of even when the shard has more than its share: that is worked off
-    /// elsewhere.
+    /// Makes sure that so many leaves can be taken, evicting onodes if need be; else all that is
+    /// not in use is dirty, and the keepers are asked to push. What has been evicted is made use of
+    /// even when the shard has more than its share: that is worked off elsewhere.
     pub(super) fn reserve_leaves(&mut self, count: u32) -> bool {
         let before = self.onodes.units_used();
         while self.onodes.leaves_free() < count {
@@ -232,6 +237,7 @@ impl Shard<'_> {
                 return true;
             }
             if self.evict_onode().is_none() {
+                self.press();
                 return false;
             }
         }

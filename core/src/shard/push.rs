@@ -31,10 +31,8 @@ impl Shard<'_> {
             ToShard::Attach { volume, object_shift, blocks, open, committed } => {
                 self.attach(volume, object_shift, blocks, open, committed);
             }
-            ToShard::Settings { volume, buffering, .. } => {
-                if let Some(index) = self.volume_index(volume) {
-                    self.volumes[index].buffering = buffering;
-                }
+            ToShard::Settings { volume, mode, buffering, pinned: _ } => {
+                self.set_settings(volume, mode, buffering);
             }
             ToShard::Freeze { volume, next } => self.close_epoch(volume, next),
             ToShard::Released { volume } => {
@@ -50,7 +48,7 @@ impl Shard<'_> {
                 }
             }
             ToShard::Committed { volume, epoch } => self.commit(volume, epoch),
-            ToShard::Fenced { volume } => {
+            ToShard::Fenced { volume } | ToShard::Detach { volume } => {
                 if let Some(index) = self.volume_index(volume) {
                     self.volumes[index].gone = true;
                     self.let_go(index);
@@ -58,6 +56,7 @@ impl Shard<'_> {
             }
             ToShard::Forget { volume } => self.forget(volume),
         }
+        self.look_at_waiters = true;
         self.again = true;
     }
 
@@ -88,6 +87,9 @@ impl Shard<'_> {
         state.open = next;
         state.close_seq = close_seq;
         state.dirtied = false;
+        state.told = false;
+        state.synced = false;
+        state.grown = false;
         state.pressed = false;
         let holes = state.dirty_list[parity] != NIL;
         let blocks = state.dirty[parity].max(u64::from(holes));
@@ -114,7 +116,7 @@ impl Shard<'_> {
         }
     }
 
-    fn clean_slice(&mut self, volume: usize) {
+    pub(super) fn clean_slice(&mut self, volume: usize) {
         let parity = self.volumes[volume].closed().parity();
         for _ in 0..CLEAN_SLICE {
             let onode = self.volumes[volume].cursor.onode;
@@ -130,17 +132,25 @@ impl Shard<'_> {
     }
 
     fn clean_onode(&mut self, volume: usize, onode: u32, parity: usize) {
+        let keeps = self.volumes[volume].mode.keeps_writes();
         let mut holds_data = false;
         for position in 0..ONODE_LEAVES {
             let leaf = self.onodes.get(onode).leaves[position];
             if leaf == NIL {
                 continue;
             }
+            let written = self.onodes.leaf(leaf).dirty[parity];
             self.clear_dirty(volume, leaf, parity, u16::MAX);
             let shadow = self.onodes.leaf(leaf).shadow;
             if shadow != NIL {
                 self.clear_dirty(volume, shadow, parity, u16::MAX);
                 self.drop_shadow(leaf);
+            }
+            if written != 0 && !keeps {
+                (0..LEAF_BLOCKS).filter(|index| written & 1 << index != 0).for_each(|index| {
+                    self.drop_block(leaf, index);
+                });
+                holds_data = true;
             }
             holds_data |= !self.onodes.free_if_empty(leaf);
         }
@@ -148,15 +158,18 @@ impl Shard<'_> {
         slot.hole_dirty[parity] = false;
         slot.listed[parity] = false;
         if holds_data && slot.hole_dirty == [false; 2] {
-            // Clean data may be dropped from now on, and then "nothing is known" must not read as
-            // zeroes: the store knows.
+            // Clean data was dropped, or may be from now on, and then "nothing is known" must not
+            // read as zeroes: the store knows.
             slot.hole = false;
         }
         self.onodes.settle(onode);
     }
 
     pub(super) fn step_push(&mut self) {
-        for index in 0..self.volumes.len() {
+        let volumes = self.volumes.len();
+        let first = self.push_first;
+        self.push_first = (first + 1) % volumes.max(1);
+        for index in (0..volumes).map(|index| (first + index) % volumes) {
             let state = &mut self.volumes[index];
             if state.gone {
                 continue;
@@ -185,7 +198,9 @@ impl Shard<'_> {
                 }
                 return;
             }
-            let room = state.batches + state.gathering < BATCHES_MAX
+            // One batch of a shard waits for the device at a time: clients need fills too.
+            let room = state.batches < BATCHES_MAX
+                && self.volumes.iter().all(|volume| volume.gathering == 0)
                 && self.tasks.free() > 0
                 && self.fills.free() > REQUEST_BLOCKS_MAX
                 && self.buffers.available() as usize > 2 * REQUEST_BLOCKS_MAX;
@@ -341,6 +356,7 @@ impl Shard<'_> {
         }
         if *fill == NIL {
             *fill = self.fills.start(page, Level::Low).expect("the caller saw to it");
+            self.fills.get_mut(*fill).push = !shared;
         }
         // A kept version belongs to no reader.
         if shared && !self.onodes.leaf(leaf).is_shadow {

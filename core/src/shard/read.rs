@@ -102,9 +102,11 @@ impl Shard<'_> {
     /// Whether what a client's task reads stays in RAM, and in the log.
     fn keeps_reads(&self, task: u32) -> bool {
         let task = self.tasks.get(task);
+        let mode = self.volumes[task.volume].mode;
         match task.request().advice {
+            Advice::WillNeed | Advice::None if !mode.keeps_reads() => false,
             Advice::WillNeed => true,
-            Advice::DontNeed => false,
+            Advice::DontNeed | Advice::Salvage => false,
             Advice::None => self.volumes[task.volume].buffering.reads,
             // What a scrub of the cache fetches again belongs there.
             Advice::BypassClean => task.request().kind == RequestKind::Cache,
@@ -298,7 +300,9 @@ impl Shard<'_> {
             wanted += 1;
         }
         let (keeps, bypasses) = (self.keeps_reads(task), self.bypasses(task));
-        let stream = !bypasses && self.note_stream(onode, first, wanted);
+        let volume = self.tasks.get(task).volume;
+        let ahead = !bypasses && self.volumes[volume].mode.keeps_reads();
+        let stream = ahead && self.note_stream(onode, first, wanted);
         let ahead = self.readahead(task, first, wanted, stream);
         let fill = self.fills.start(NIL, level(keeps)).expect("collect saw to it");
         let mut count = 0;
@@ -404,6 +408,27 @@ impl Shard<'_> {
         for at in 0..self.tasks.get(task).held.len() {
             if let Held::Buffer(buffer, _) = self.tasks.get(task).held[at].held {
                 self.buffers.unpin(buffer);
+            }
+        }
+    }
+
+    /// What a client has read and the volume's mode does not keep leaves RAM, unless others use it
+    /// or the store lacks it.
+    pub(super) fn drop_passing(&mut self, task: u32) {
+        if self.volumes[self.tasks.get(task).volume].mode.keeps_reads() {
+            return;
+        }
+        for at in 0..self.tasks.get(task).held.len() {
+            let Held::Buffer(buffer, _) = self.tasks.get(task).held[at].held else { continue };
+            let clean = self.buffers.state(buffer) == State::Clean;
+            if !clean || self.buffers.is_detached(buffer) || self.buffers.pins(buffer) > 0 {
+                continue;
+            }
+            let (leaf, index) = place(self.buffers.block(buffer));
+            let dirty = self.onodes.leaf(leaf).dirty;
+            if (dirty[0] | dirty[1]) & 1 << index == 0 {
+                self.drop_buffer(leaf, index);
+                self.onodes.free_if_empty(leaf);
             }
         }
     }
@@ -566,11 +591,13 @@ impl Shard<'_> {
         }
     }
 
-    /// A task with a block that cannot be had fails.
+    /// A task with a block that cannot be had fails. If its volume was lost meanwhile, that is why.
     pub(super) fn note_lost(&mut self, task: u32) {
-        let held = &self.tasks.get(task).held;
-        if held.iter().any(|block| block.held == Held::Lost) {
-            self.fail(task, Status::Io);
+        let slot = self.tasks.get(task);
+        if slot.held.iter().any(|block| block.held == Held::Lost) {
+            let saved = slot.request().advice == Advice::Salvage;
+            let gone = self.volumes[slot.volume].gone && !saved;
+            self.fail(task, if gone { Status::Gone } else { Status::Io });
         }
     }
 

@@ -321,6 +321,8 @@ impl Shard<'_> {
                     at += 1;
                     continue;
                 };
+                // It will be said again and again until the store knows.
+                self.press();
                 let first = at;
                 at += run;
                 if self.begin(0, true).is_none() {
@@ -343,6 +345,12 @@ impl Shard<'_> {
             self.zero_ranges.pop_front();
         }
         true
+    }
+
+    /// Whether a zero range has blocks that the store lacks.
+    pub(super) fn is_to_be_repeated(&mut self, range: &ZeroRange) -> bool {
+        let end = range.first + range.count;
+        (range.first..end).any(|block| self.zero_run(range, block, end).is_some())
     }
 
     /// How many blocks from `at` on are zeroes that the store lacks, all of one epoch.

@@ -3,7 +3,7 @@
 use super::read::{Collected, Source};
 use super::task::{Held, TaskKind};
 use super::{Op, Shard};
-use crate::event::{Output, Rejected, Reply, Request, RequestKind, Status};
+use crate::event::{Advice, Output, Rejected, Reply, Request, RequestKind, Status};
 use crate::ids::{BLOCK_BYTES, BlockRef, OpId, PageId};
 use crate::limits::REQUEST_BLOCKS_MAX;
 use crate::onode::NIL;
@@ -31,7 +31,8 @@ impl Shard<'_> {
             return Err(Rejected);
         }
         let found = self.volume_index(request.volume);
-        let volume = found.filter(|index| !self.volumes[*index].gone);
+        let saved = request.advice == Advice::Salvage;
+        let volume = found.filter(|index| saved || !self.volumes[*index].gone);
         let kind = TaskKind::Client(request);
         let task = self.tasks.start(kind, volume.unwrap_or(NO_VOLUME), self.now);
         let task = task.expect("tasks are left");
@@ -41,7 +42,7 @@ impl Shard<'_> {
         }
         if let Some(volume) = volume {
             if request.kind == RequestKind::Flush {
-                self.await_flush(task);
+                self.flush(task);
             } else if self.is_valid(volume, &request, blocks.len()) {
                 self.start_request(task, &request);
             } else {
@@ -95,8 +96,14 @@ impl Shard<'_> {
     pub(super) fn try_read(&mut self, task: u32) -> bool {
         let request = self.tasks.get(task).request();
         let volume = self.tasks.get(task).volume;
-        if self.volumes[volume].gone {
+        if self.volumes[volume].gone && request.advice != Advice::Salvage {
             self.drop_change(task, Status::Gone);
+            return true;
+        }
+        let keeps = self.volumes[volume].mode.keeps_reads() || self.bypasses(task);
+        if request.kind == RequestKind::Cache && !keeps {
+            // It would be fetched for nothing.
+            self.reply(task);
             return true;
         }
         if self.tasks.get(task).onode == NIL {
@@ -212,6 +219,7 @@ impl Shard<'_> {
         match self.end_op(lease) {
             Some(Op::Lease(task)) => {
                 self.release_held(task);
+                self.drop_passing(task);
                 self.end_task(task);
             }
             Some(_) => panic!("release of something that is no lease"),
@@ -219,11 +227,18 @@ impl Shard<'_> {
         }
     }
 
-    /// Answers a change, with as many pages as it brought. If none can be had now, because all are
-    /// pinned, the answer waits.
+    /// Answers a change, or lets it wait for the store, with as many pages as it brought. If none
+    /// can be had now, because all are pinned, it waits for them.
     pub(super) fn hand_back(&mut self, task: u32) {
+        let volume = self.tasks.get(task).volume;
+        let mut waits = self.awaits_commit(task);
+        if waits && self.volumes[volume].gone {
+            self.fail(task, Status::Gone);
+            waits = false;
+        }
         let owed = self.tasks.get(task).owed;
-        if owed > 0 && self.buffers.available() < u32::from(owed) {
+        let pages = owed == 0 || self.buffers.available() >= u32::from(owed);
+        if !pages || waits && !self.has_waiter_room() {
             let mut owing = self.owing.take();
             self.tasks.push_back(&mut owing, task);
             self.owing = owing;
@@ -235,6 +250,11 @@ impl Shard<'_> {
             let payload = &mut self.tasks.get_mut(task).payload;
             payload.push(BlockRef { page, crc: 0 }).expect("as many as it brought");
         }
+        if waits {
+            return self.wait_for_commit(task);
+        }
+        let state = &mut self.volumes[volume];
+        state.acked_seq = state.acked_seq.max(self.tasks.get(task).seq);
         self.reply(task);
     }
 

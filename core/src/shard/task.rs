@@ -64,8 +64,12 @@ pub(crate) struct Task {
     pub(crate) merged: bool,
     /// It has passed the dirty limits.
     pub(crate) admitted: bool,
+    /// A part of it is not waited for: the mode did not ask for that then.
+    pub(crate) early: bool,
     /// The epoch of its last block.
     pub(crate) epoch: Epoch,
+    /// A change: it is in records below this number. A FLUSH: so are those it waits for.
+    pub(crate) seq: u64,
     pub(crate) status: Status,
     /// Pages to hand back.
     pub(crate) owed: u16,
@@ -90,7 +94,9 @@ impl Task {
             merging: false,
             merged: false,
             admitted: false,
+            early: false,
             epoch: Epoch::ZERO,
+            seq: 0,
             status: Status::Ok,
             owed: 0,
             lends: false,
@@ -182,7 +188,9 @@ impl Tasks {
         task.merging = false;
         task.merged = false;
         task.admitted = false;
+        task.early = false;
         task.epoch = Epoch::ZERO;
+        task.seq = 0;
         task.status = Status::Ok;
         task.owed = 0;
         task.lends = false;

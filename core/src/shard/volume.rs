@@ -2,7 +2,7 @@
 
 use super::task::Fifo;
 use crate::counters::{Scrubbed, Traffic};
-use crate::event::Buffering;
+use crate::event::{Buffering, Mode};
 use crate::ids::{Epoch, VolumeId};
 use crate::onode::NIL;
 
@@ -59,12 +59,31 @@ pub(crate) struct Volume {
     pub(crate) batches: u32,
     /// Push tasks that wait for the device.
     pub(crate) gathering: u32,
-    /// The keeper knows that the open epoch has dirty blocks.
+    /// The open epoch has dirty blocks.
     pub(crate) dirtied: bool,
+    /// The keeper knows that.
+    pub(crate) told: bool,
+    /// The keeper has been asked to commit the open epoch.
+    pub(crate) synced: bool,
+    /// The keeper knows that the open epoch fills a pack.
+    pub(crate) grown: bool,
     /// The keeper has been asked to hurry.
     pub(crate) pressed: bool,
     /// Writes whose acknowledgement waits until every shard has closed the epoch.
     pub(crate) held: Fifo,
+    /// When changes are answered, and what is kept.
+    pub(crate) mode: Mode,
+    /// Changes that wait for the store without a task.
+    pub(crate) waiters: u32,
+    /// Those that came before the mode was changed are in records below this number.
+    pub(crate) waiters_seq: u64,
+    /// All changes that were answered from RAM are in records below this number.
+    pub(crate) ram_seq: u64,
+    /// All changes that were answered before the store had them are in records below this number.
+    pub(crate) acked_seq: u64,
+    /// The device did not take a record of it. The next FLUSH says so, for the changes that were
+    /// answered before.
+    pub(crate) failed: bool,
     /// What stays in RAM when a request says nothing else.
     pub(crate) buffering: Buffering,
     /// What clients used.
@@ -100,8 +119,17 @@ impl Volume {
             batches: 0,
             gathering: 0,
             dirtied: false,
+            told: false,
+            synced: false,
+            grown: false,
             pressed: false,
             held: Fifo::new(),
+            mode: Mode::default(),
+            waiters: 0,
+            waiters_seq: 0,
+            ram_seq: 0,
+            acked_seq: 0,
+            failed: false,
             buffering: Buffering::default(),
             traffic: Traffic::default(),
             scrubbed: Scrubbed::default(),

@@ -194,7 +194,7 @@ impl Shard<'_> {
         let task = self.tasks.get(task);
         match task.request().advice {
             Advice::WillNeed => true,
-            Advice::DontNeed | Advice::BypassClean => false,
+            Advice::DontNeed | Advice::BypassClean | Advice::Salvage => false,
             Advice::None => self.volumes[task.volume].buffering.writes,
         }
     }
@@ -209,7 +209,6 @@ impl Shard<'_> {
             let from = first + done as u16;
             let needed = self.leaves_needed(volume, onode, from, count - done);
             if !self.reserve_leaves(needed) {
-                self.press();
                 return false;
             }
             let Some(room) = self.begin(count - done, false) else { return false };
@@ -222,7 +221,8 @@ impl Shard<'_> {
                 kind: EntryKind::Dirty,
                 epoch: state.open,
             };
-            self.log.push_entry(entry, Some(task));
+            let early = self.answers_from_ram(task, room);
+            self.log.push_entry(entry, (!early).then_some(task));
             self.buffers.begin(count, true);
             for at in done..done + room {
                 let block = self.tasks.get(task).payload[at];
@@ -230,13 +230,15 @@ impl Shard<'_> {
             }
             let slot = self.tasks.get_mut(task);
             slot.appended += room as u16;
-            slot.records += 1;
+            slot.early |= early;
+            slot.records += u16::from(!early);
             slot.epoch = entry.epoch;
         }
         self.tasks.get_mut(task).owed = count as u16;
         self.stop_merging(task);
         self.count(task, |traffic| traffic.written_blocks += count as u64);
         self.unpin_task_onode(task);
+        self.installed(task);
         true
     }
 
@@ -360,7 +362,22 @@ impl Shard<'_> {
                 self.logged(task);
             }
         }
+        if !ok {
+            self.note_failure(slot);
+        }
         self.log.complete(slot);
+    }
+
+    /// Changes that were answered from RAM may be among those that the device did not take.
+    fn note_failure(&mut self, slot: usize) {
+        let (seq, _) = self.log.record_at(slot);
+        for index in 0..self.log.record(slot).entries.len() {
+            let volume = self.log.record(slot).entries[index].volume;
+            if let Some(volume) = self.volume_index(volume) {
+                let state = &mut self.volumes[volume];
+                state.failed |= state.ram_seq > seq;
+            }
+        }
     }
 
     fn record_block_done(&mut self, block: RecordBlock, page: u32, ok: bool) {

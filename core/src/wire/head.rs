@@ -252,6 +252,20 @@ impl Head {
         1 << (self.object_shift as u32 - BLOCK_SHIFT)
     }
 
+    /// Where a block of an object is in the map: its page, and its number there.
+    #[must_use]
+    pub const fn place_of(&self, object: u32, block: u16) -> (u32, u16) {
+        let block = object as u64 * self.object_blocks() as u64 + block as u64;
+        let (page, at) = (block / MAP_PAGE_BLOCKS as u64, block % MAP_PAGE_BLOCKS as u64);
+        (page as u32, at as u16)
+    }
+
+    /// Whether the whole image lies in the volume's own objects.
+    #[must_use]
+    pub fn is_flat(&self) -> bool {
+        self.pages.values().all(|at| at.source == 0) && self.tail.iter().all(|p| p.source == 0)
+    }
+
     /// The volume that a source is.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! Pure codecs: bytes to values and back. No decoder panics on any input.
 
 pub(crate) mod bytes;
+pub mod delta;
 pub mod frame;
 pub mod head;
 pub mod heat;

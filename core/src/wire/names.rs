@@ -4,6 +4,7 @@
 //! volumes/<uuid>/pack/<epoch>-<n>       uuid: 32 hex digits; epoch: 16; n: 8
 //! volumes/<uuid>/map/<page>-<epoch>     page: 8 hex digits
 //! volumes/<uuid>/head/<number>          number: 10 decimal digits
+//! volumes/<uuid>/child/<number>-<uuid>  of the snapshot <number>; the clone's uuid
 //! names/<name>                          "heeler-name 1\n<uuid>\n"
 //! ```
 
@@ -78,6 +79,13 @@ pub enum ObjectName {
         /// Its number.
         number: u32,
     },
+    /// Says that the image of another volume lies in a snapshot of this one.
+    Child {
+        /// Number of the snapshot's head.
+        number: u32,
+        /// The other volume: a clone, or a clone of a clone.
+        clone: Uuid,
+    },
 }
 
 /// `volumes/`: the prefix of all volumes.
@@ -95,6 +103,45 @@ pub fn volume_prefix(volume: Uuid) -> String {
 #[must_use]
 pub fn head_prefix(volume: Uuid) -> String {
     format!("{VOLUMES_PREFIX}{volume}/head/")
+}
+
+/// The prefix of the records of a volume's clones, with its closing slash.
+#[must_use]
+pub fn child_prefix(volume: Uuid) -> String {
+    format!("{VOLUMES_PREFIX}{volume}/child/")
+}
+
+/// The key of a clone's record.
+#[must_use]
+pub fn child_key(volume: Uuid, number: u32, clone: Uuid) -> String {
+    key(volume, ObjectName::Child { number, clone })
+}
+
+/// The content of a clone's record.
+#[must_use]
+pub fn encode_child(unix_secs: u64) -> String {
+    format!("{CHILD_FIRST_LINE}{unix_secs}\n")
+}
+
+/// When a clone was begun, in seconds since 1970; `None` if the bytes are not what
+/// [`encode_child`] makes.
+#[must_use]
+pub fn decode_child(bytes: &[u8]) -> Option<u64> {
+    let text = core::str::from_utf8(bytes).ok()?;
+    let digits = text.strip_prefix(CHILD_FIRST_LINE)?.strip_suffix('\n')?;
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
+}
+
+/// The identity under which a cache knows a snapshot that it serves. No volume has it: theirs are
+/// of version 4, this is of version 8 (RFC 9562).
+#[must_use]
+pub fn view_uuid(volume: Uuid, number: u32) -> Uuid {
+    let mut bytes = volume.0;
+    for (byte, mix) in bytes[12..].iter_mut().zip(number.to_le_bytes()) {
+        *byte ^= mix;
+    }
+    bytes[6] = bytes[6] & 0x0f | 0x80;
+    Uuid(bytes)
 }
 
 /// The key of a head.
@@ -125,6 +172,9 @@ pub fn key(volume: Uuid, name: ObjectName) -> String {
             format!("{prefix}{volume}/map/{page:08x}-{:016x}", epoch.0)
         }
         ObjectName::Head { number } => format!("{prefix}{volume}/head/{number:010}"),
+        ObjectName::Child { number, clone } => {
+            format!("{prefix}{volume}/child/{number:010}-{clone}")
+        }
     }
 }
 
@@ -146,8 +196,10 @@ pub fn parse_key(text: &str) -> Option<(Uuid, ObjectName)> {
                 epoch: Epoch(parse_hex(epoch, 16)?),
             }
         }
-        "head" if last.len() == 10 && last.bytes().all(|b| b.is_ascii_digit()) => {
-            ObjectName::Head { number: last.parse().ok()? }
+        "head" => ObjectName::Head { number: parse_number(last)? },
+        "child" => {
+            let (number, clone) = last.split_once('-')?;
+            ObjectName::Child { number: parse_number(number)?, clone: Uuid::parse(clone)? }
         }
         _ => return None,
     };
@@ -192,6 +244,11 @@ fn hex_digit(byte: u8) -> Option<u8> {
     }
 }
 
+fn parse_number(text: &str) -> Option<u32> {
+    let digits = text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit());
+    if digits { text.parse().ok() } else { None }
+}
+
 fn parse_hex(text: &str, digits: usize) -> Option<u64> {
     if text.len() != digits {
         return None;
@@ -200,6 +257,7 @@ fn parse_hex(text: &str, digits: usize) -> Option<u64> {
 }
 
 const NAME_FIRST_LINE: &str = "heeler-name 1\n";
+const CHILD_FIRST_LINE: &str = "heeler-child 1\n";
 
 #[cfg(test)]
 mod tests {
@@ -213,6 +271,7 @@ mod tests {
             ObjectName::Map { page: 0xfedc, epoch: Epoch(u64::MAX) },
             ObjectName::Head { number: u32::MAX },
             ObjectName::Head { number: 1 },
+            ObjectName::Child { number: 12, clone: Uuid([0xc1; 16]) },
         ];
         for name in names {
             assert_eq!(parse_key(&key(volume, name)), Some((volume, name)));
@@ -222,6 +281,15 @@ mod tests {
             "volumes/00112233445566778899aabbccddeeff/map/00000001-0000000000000002"
         );
         assert!(key(volume, names[2]).starts_with(&head_prefix(volume)));
+    }
+
+    #[test]
+    fn a_view_has_an_identity_of_its_own() {
+        let volume = Uuid(*b"0123456789abcdef");
+        let views = [1, 2, 256, u32::MAX].map(|number| view_uuid(volume, number));
+        for (at, view) in views.iter().enumerate() {
+            assert!(!views[..at].contains(view) && view.0[6] >> 4 == 8, "{view}");
+        }
     }
 
     #[test]
@@ -236,6 +304,9 @@ mod tests {
             "pack/0000000000000001",
             "pack/000000000000000G-00000001",
             "other/0000000001",
+            "child/0000000001",
+            "child/1-00112233445566778899aabbccddeeff",
+            "child/0000000001-00112233445566778899AABBCCDDEEFF",
             "",
         ] {
             assert_eq!(parse_key(&format!("{prefix}{last}")), None, "{last}");
@@ -249,6 +320,10 @@ mod tests {
         assert_eq!(decode_name(encode_name(volume).as_bytes()), Some(volume));
         assert_eq!(decode_name(b"heeler-name 2\n"), None);
         assert_eq!(decode_name(b"\xff"), None);
+        assert_eq!(decode_child(encode_child(u64::MAX).as_bytes()), Some(u64::MAX));
+        for wrong in ["heeler-child 2\n1\n", "heeler-child 1\n\n", "heeler-child 1\n+1\n"] {
+            assert_eq!(decode_child(wrong.as_bytes()), None, "{wrong}");
+        }
         assert!(valid_name("disk0") && valid_name("a.b_c-d"));
         assert!(
             !valid_name("") && !valid_name(".a") && !valid_name("a/b") && !valid_name("\u{e9}")

@@ -75,6 +75,8 @@ pub mod answer {
     pub const ERR_UNKNOWN: u32 = 0x8000_0006;
     /// The option's data is too long.
     pub const ERR_TOO_BIG: u32 = 0x8000_0009;
+    /// The bit that all errors have.
+    pub const ERR_FLAG: u32 = 1 << 31;
 }
 
 /// Pieces of information on an export.
@@ -177,6 +179,8 @@ pub mod chunk {
     pub const BLOCK_STATUS: u16 = 5;
     /// An error and a message.
     pub const ERROR: u16 = 0x8001;
+    /// The bit that all errors have.
+    pub const ERROR_FLAG: u16 = 1 << 15;
 }
 
 /// The metadata context that tells data from holes.
@@ -187,6 +191,8 @@ pub const BASE_NAMESPACE: &[u8] = b"base:";
 pub const BASE_ALLOCATION_ID: u32 = 1;
 /// `base:allocation`: not allocated, and reads as zeroes.
 pub const STATE_HOLE_ZERO: u32 = 0b11;
+/// `base:allocation`: the bit that says that it reads as zeroes.
+pub const STATE_ZERO: u32 = 0b10;
 
 /// The bytes do not start with the magic number they must start with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

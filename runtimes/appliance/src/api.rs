@@ -1,10 +1,13 @@
 //! What the admin socket carries: one JSON value a line. A client sends one request and reads lines
 //! until one is not progress.
 
+use std::path::PathBuf;
+
 use heeler_core::ages::WINDOWS;
+use heeler_core::event::Mode;
 use serde::{Deserialize, Serialize};
 
-use crate::setting::Setting;
+use crate::setting::{Setting, mode_name};
 use crate::size::Memory;
 
 /// What is asked.
@@ -20,6 +23,8 @@ pub(crate) enum Request {
         name: String,
         size_bytes: u64,
         object_bytes: u64,
+        #[serde(with = "mode_name")]
+        mode: Mode,
         buffered_read: bool,
         buffered_write: bool,
     },
@@ -35,6 +40,32 @@ pub(crate) enum Request {
     VolumeSet { name: String, settings: Vec<Setting> },
     /// [`Scrubbed`], when it is done.
     VolumeScrub { name: String },
+    /// Answered by nothing, when it is done.
+    VolumeFlatten { name: String },
+    /// A list of [`TreeNode`].
+    VolumeTree,
+    /// Answered by nothing, when the store has it. Here and below: `VOLUME@SNAPSHOT`.
+    SnapshotCreate { name: String },
+    /// A list of [`SnapshotLine`].
+    SnapshotList { volume: String },
+    /// Answered by nothing.
+    SnapshotDelete { name: String },
+    /// Answered by nothing, when it is done.
+    SnapshotRollback { name: String, force: bool },
+    /// Answered by nothing, when clients can open it or cannot any more.
+    SnapshotServe { name: String, stop: bool },
+    /// Answered by nothing, when it is served.
+    Clone { from: String, name: String },
+    /// Answered by nothing, when the volume is served.
+    VolumeAttach { name: String, takeover: bool },
+    /// Answered by nothing, when it is done. It is called off if the client goes.
+    VolumeDetach { name: String },
+    /// Calls a detach off. Answered by nothing.
+    VolumeStay { name: String },
+    /// [`Salvaged`], when it is done. The path is absolute.
+    VolumeSalvage { name: String, path: PathBuf },
+    /// [`Purged`].
+    VolumeForget { name: String, force: bool },
     /// [`CacheReport`], of one shard or of all; of one volume or of all.
     CacheInfo { volume: Option<String>, shard: Option<u16> },
     /// [`Resized`], when it is done.
@@ -66,8 +97,8 @@ pub(crate) struct VolumeLine {
     pub(crate) uuid: String,
     pub(crate) size_bytes: u64,
     pub(crate) object_bytes: u64,
-    /// Of a server's own volume: starting, served, refused, fenced, released, deleting; else
-    /// free, owned or broken.
+    /// Of a server's own volume: starting, served, detaching, refused, fenced, detached, deleting;
+    /// else free, owned or broken.
     pub(crate) state: String,
     /// Of refused, fenced and broken: why, and what to do.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -83,6 +114,9 @@ pub(crate) struct VolumeLine {
     /// What the store lacks; only a server knows.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) dirty_bytes: Option<u64>,
+    /// Of a server's own volume.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) push: Option<PushInfo>,
 }
 
 /// Everything about a volume.
@@ -95,12 +129,78 @@ pub(crate) struct VolumeInfo {
     pub(crate) stored_bytes: u64,
     pub(crate) packs: u64,
     pub(crate) pack_bytes: u64,
+    /// When a write is acknowledged, and what is kept.
+    pub(crate) mode: String,
     /// Whether what was read, and what was written, stays in RAM.
     pub(crate) buffered_read: bool,
     pub(crate) buffered_write: bool,
-    /// Of a server's own volume.
+    /// What the cache holds of a volume that it lost, or was refused, and cannot push.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub(crate) push: Option<PushInfo>,
+    pub(crate) stranded: Option<StrandedInfo>,
+}
+
+/// Dirty blocks that cannot be pushed.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct StrandedInfo {
+    pub(crate) bytes: u64,
+    /// How many ranges there are. The first ones follow.
+    pub(crate) ranges: u64,
+    pub(crate) first: Vec<DirtyRange>,
+}
+
+/// Neighbouring dirty blocks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct DirtyRange {
+    pub(crate) offset_bytes: u64,
+    pub(crate) length_bytes: u64,
+    /// data, zero or lost.
+    pub(crate) kind: String,
+}
+
+/// What a salvage wrote.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Salvaged {
+    /// Bytes of data, of zeroes, and of what could not be read.
+    pub(crate) data_bytes: u64,
+    pub(crate) zero_bytes: u64,
+    pub(crate) lost_bytes: u64,
+    pub(crate) ranges: u64,
+    /// The list of them.
+    pub(crate) map: PathBuf,
+}
+
+/// A snapshot in a list.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct SnapshotLine {
+    pub(crate) name: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) created_unix_secs: u64,
+    /// Number of the head that it is.
+    pub(crate) head: u32,
+    /// A deletion was begun.
+    pub(crate) deleting: bool,
+    /// Clients of this server can open it.
+    pub(crate) served: bool,
+    /// Volumes whose content lies in it.
+    pub(crate) clones: Vec<String>,
+}
+
+/// A volume in the tree.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct TreeNode {
+    pub(crate) name: String,
+    pub(crate) size_bytes: u64,
+    /// Host of the owner, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) owner: Option<String>,
+    pub(crate) snapshots: Vec<TreeSnapshot>,
+}
+
+/// A snapshot in the tree.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct TreeSnapshot {
+    pub(crate) name: String,
+    pub(crate) clones: Vec<TreeNode>,
 }
 
 /// How the pushes of a volume go.
@@ -108,8 +208,15 @@ pub(crate) struct VolumeInfo {
 pub(crate) struct PushInfo {
     /// idle, claiming, clean, dirty, pushing, ...
     pub(crate) phase: String,
+    /// Bytes that are still to be put, and how long that takes at the rate of the last seconds, if
+    /// there is one. Dirty bytes that are put count as dirty until the commit.
     pub(crate) backlog_bytes: u64,
-    /// Age of the oldest block that is not committed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) backlog_seconds: Option<u64>,
+    /// That rate.
+    pub(crate) bytes_per_second: u64,
+    /// Age of the oldest block that is not committed. With the volume's dirty bytes: what would be
+    /// lost now with the cache device.
     pub(crate) dirty_seconds: u64,
     /// Store operations that wait to be tried again.
     pub(crate) retrying: u64,
@@ -358,6 +465,13 @@ pub(crate) struct CoreInfo {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct StoreInfo {
     pub(crate) url: String,
+    /// Whether the store keeps a second writer out: on; off, and why; or not known yet.
+    pub(crate) fencing: String,
+    /// How long no request has succeeded, and what the last failure was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) failing_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) failure: Option<String>,
     pub(crate) gets: u64,
     pub(crate) get_bytes: u64,
     pub(crate) puts: u64,
@@ -366,6 +480,16 @@ pub(crate) struct StoreInfo {
     pub(crate) lists: u64,
     pub(crate) retries: u64,
     pub(crate) failures: u64,
+    /// Puts and deletes that may be under way now, by how the store keeps up, and those that are.
+    pub(crate) puts_max: u32,
+    pub(crate) puts_now: u32,
+    /// Requests that wait for their turn, or for the store to come back.
+    pub(crate) waiting: u64,
+    /// For how long the store has not answered, if so, and what it said last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) away_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) away_reason: Option<String>,
 }
 
 /// Everything at a glance.

@@ -9,7 +9,7 @@ use heeler_core::wire::names::Uuid;
 use heeler_core::wire::superblock::{Superblock, VolumeTable};
 use heeler_driver::start::CacheDevice;
 use heeler_hw::{AlignedBuf, BlockFile, FileError, IoError, crc32c};
-use heeler_store::{Store, check, volumes};
+use heeler_store::{Store, check, format, volumes};
 
 use crate::cli::CheckArgs;
 use crate::client::Bar;
@@ -39,6 +39,7 @@ pub(crate) fn check(place: &Place, args: &CheckArgs) -> Result<(), String> {
 
 async fn check_store(store: &Store, args: &CheckArgs) -> Result<usize, String> {
     let mut wrong = 0;
+    format::check(store).await.map_err(|e| e.to_string())?;
     let listed = volumes::list(store).await.map_err(|e| format!("the store: {e}"))?;
     for name in &args.volumes {
         if listed.iter().all(|volume| volume.name != *name) {

@@ -1,16 +1,23 @@
 //! The command line.
 
+pub(crate) mod snapshot;
+mod transfer;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use heeler_core::event::Mode;
 use heeler_core::policy::Policy;
 use heeler_replay::{CacheSize, SizeError};
 
-use crate::setting::{Setting, Switch};
+use self::snapshot::{CloneArgs, SnapshotCommand};
+pub(crate) use self::transfer::{ExportArgs, ImportArgs};
+use crate::setting::{Setting, Switch, parse_mode};
 use crate::settings::Listen;
 use crate::size::{Memory, Size};
+use crate::span::PushAfter;
 
 /// A write-back cache for virtual disks: NBD in front, RAM and NVMe between, an object store
 /// behind.
@@ -33,11 +40,18 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve volumes until SIGTERM or SIGINT
     Serve(ServeArgs),
-    /// Make, list, inspect, delete, push, set or scrub volumes
+    /// Make, list, inspect, delete, push, set, scrub, attach, detach, import or export volumes
     Volume {
         #[command(subcommand)]
         command: VolumeCommand,
     },
+    /// Make, list, delete or serve snapshots, or go back to one
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
+    /// Make a volume with the content of a snapshot, at once
+    Clone(CloneArgs),
     /// Inspect, flush or purge the cache of the running server
     Cache {
         #[command(subcommand)]
@@ -100,6 +114,10 @@ pub(crate) struct ServeArgs {
     /// By which data leaves RAM [default: reuse]
     #[arg(long, value_name = "POLICY", value_parser = policies())]
     pub(crate) policy: Option<Policy>,
+    /// When a push starts at the latest after the first write that it holds; it then has as long
+    /// again, unless room is short or somebody waits for it [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) push_after: Option<PushAfter>,
     /// Take volumes whose owner has not released them: for an owner that is lost for ever. What it
     /// had not pushed is not in the volume, and what this cache holds of it is given up
     #[arg(long)]
@@ -112,6 +130,10 @@ pub(crate) struct StoreArgs {
     /// Object store: file:///DIR, s3://BUCKET/PREFIX or memory:// [default: file://DATA/store]
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
+    /// Use a store that does not honour create-if-absent. Then nothing keeps a second server from
+    /// the same volumes, and two would destroy them
+    #[arg(long)]
+    pub(crate) single_writer_unsafe: bool,
 }
 
 /// Of `volume`.
@@ -127,6 +149,10 @@ pub(crate) enum VolumeCommand {
         /// The unit in which it is spread over shards: a power of two, 64K to 4M
         #[arg(long, value_name = "SIZE", default_value = "4M")]
         object_size: Size,
+        /// When a write is acknowledged, and what is kept: writeback, ram, writethrough,
+        /// writearound, none or ephemeral
+        #[arg(long, default_value = "writeback", value_parser = parse_mode)]
+        mode: Mode,
         /// Whether what was read stays in RAM
         #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
         buffered_read: Switch,
@@ -138,6 +164,19 @@ pub(crate) enum VolumeCommand {
     },
     /// List the volumes of the store
     List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Copy what a clone shares with its parent, so that it needs the parent no more
+    Flatten {
+        /// Which
+        name: String,
+    },
+    /// Show volumes, their snapshots, and the clones of these
+    Tree {
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -158,7 +197,7 @@ pub(crate) enum VolumeCommand {
     Delete {
         /// Which
         name: String,
-        /// Also if it is in use, dirty, broken or another server's
+        /// Also if it is in use, dirty, broken, another server's, or has snapshots
         #[arg(long)]
         force: bool,
         #[command(flatten)]
@@ -169,15 +208,52 @@ pub(crate) enum VolumeCommand {
         /// Which
         name: String,
     },
-    /// Change what stays in RAM, also while clients are attached
+    /// Change when writes are acknowledged and what is kept, also while clients are at work
     Set {
         /// Which
         name: String,
-        /// What: buffered-read=on|off, buffered-write=on|off
+        /// What: mode=MODE, buffered-read=on|off, buffered-write=on|off
         #[arg(required = true, value_name = "NAME=VALUE")]
         settings: Vec<Setting>,
         #[command(flatten)]
         store: StoreArgs,
+    },
+    /// Copy a disk from a file or an NBD server into a volume, which is made
+    Import(ImportArgs),
+    /// Copy a volume to a file or an NBD server
+    Export(ExportArgs),
+    /// Claim a volume of the store and serve it
+    Attach {
+        /// Which
+        name: String,
+        /// Also if its owner has not released it, or this cache holds older dirty data of it: that,
+        /// and what its owner had not pushed, will not be in it
+        #[arg(long)]
+        takeover: bool,
+    },
+    /// Push what is dirty, disconnect clients and give the volume up, for another server to attach
+    Detach {
+        /// Which
+        name: String,
+        /// Call off a detach that is under way: the volume goes on being served
+        #[arg(long)]
+        cancel: bool,
+    },
+    /// Save what the cache holds of a volume that was lost to another server before it was pushed:
+    /// a sparse raw image of the dirty blocks, and the list of them in FILE.map
+    Salvage {
+        /// Which
+        name: String,
+        /// The image, which must not exist
+        file: PathBuf,
+    },
+    /// Drop what the cache holds of a volume that is not served
+    Forget {
+        /// Which
+        name: String,
+        /// Dirty data too: it is lost
+        #[arg(long)]
+        force: bool,
     },
     /// Read everything that the cache device holds of a served volume, compare it with its
     /// checksums, and repair what is damaged from RAM or the store
@@ -378,21 +454,26 @@ mod tests {
 
     #[test]
     fn volumes_are_set() {
-        let cli = parse("heeler volume set web buffered-write=off buffered-read=on").unwrap();
+        let line = "heeler volume set web buffered-write=off mode=ram buffered-read=on";
+        let cli = parse(line).unwrap();
         let Command::Volume { command: VolumeCommand::Set { name, settings, .. } } = cli.command
         else {
             panic!()
         };
         assert_eq!(name, "web");
-        assert_eq!(settings, [Setting::BufferedWrite(false), Setting::BufferedRead(true)]);
+        let (write, read) = (Setting::BufferedWrite(false), Setting::BufferedRead(true));
+        assert_eq!(settings, [write, Setting::Mode(Mode::Ram), read]);
         let cli = parse("heeler volume create web --size 1G --buffered-write off").unwrap();
         let Command::Volume {
-            command: VolumeCommand::Create { buffered_read, buffered_write, .. },
+            command: VolumeCommand::Create { mode, buffered_read, buffered_write, .. },
         } = cli.command
         else {
             panic!()
         };
-        assert_eq!((buffered_read, buffered_write), (Switch::On, Switch::Off));
+        assert_eq!(
+            (mode, buffered_read, buffered_write),
+            (Mode::WriteBack, Switch::On, Switch::Off)
+        );
     }
 
     #[test]
@@ -401,13 +482,20 @@ mod tests {
             "heeler volume set web",
             "heeler volume set web size=on",
             "heeler volume set web buffered-write=maybe",
+            "heeler volume set web mode=safe",
             "heeler volume create web --size 1G --buffered-read maybe",
+            "heeler volume create web --size 1G --mode safe",
             "heeler",
             "heeler serve --listen 10809",
             "heeler serve --memory lots",
             "heeler cache drop",
             "heeler cache info --shard all",
             "heeler volume delete",
+            "heeler volume import a.raw",
+            "heeler volume import s3://bucket/a web",
+            "heeler volume import a.raw web --force --resume",
+            "heeler volume export web",
+            "heeler volume export web nbd+unix:///x",
             "heeler replay",
             "heeler replay a.btr --policy mru",
             "heeler replay a.btr --policy lru,",

@@ -1,6 +1,9 @@
 //! The commands beside `serve` and `check`. They ask the running server; what concerns only the
 //! store is done without one too.
 
+mod handover;
+pub(crate) mod snapshot;
+
 use serde::Serialize;
 
 use crate::api::{
@@ -9,14 +12,15 @@ use crate::api::{
 use crate::cli::{CacheCommand, StoreArgs, VolumeCommand};
 use crate::client::{Bar, Server};
 use crate::lines;
-use crate::server::{new_volume, set_stored};
+use crate::server::{new_volume, set_stored, unix_secs};
 use crate::setting::Setting;
 use crate::settings::Common;
 use crate::show;
 use crate::size::Size;
+use crate::transfer;
 use heeler_core::event::Buffering;
 use heeler_core::wire::head::Settings;
-use heeler_store::{Place, Store, volumes};
+use heeler_store::{Fencing, Place, Store, Unusable, format, volumes};
 
 /// `heeler status`.
 pub(crate) fn status(common: Common<'_>, json: bool) -> Result<(), String> {
@@ -73,24 +77,19 @@ pub(crate) fn cache(common: Common<'_>, command: &CacheCommand) -> Result<(), St
 /// `heeler volume ...`.
 pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), String> {
     match command {
-        VolumeCommand::Create { name, size, object_size, buffered_read, buffered_write, store } => {
+        VolumeCommand::Create {
+            name,
+            size,
+            object_size,
+            mode,
+            buffered_read,
+            buffered_write,
+            store,
+        } => {
             let buffering =
                 Buffering { reads: (*buffered_read).into(), writes: (*buffered_write).into() };
-            match Target::find(common, store, true)? {
-                Target::Server(mut server) => server.ask(&Request::VolumeCreate {
-                    name: name.clone(),
-                    size_bytes: size.0,
-                    object_bytes: object_size.0,
-                    buffered_read: buffering.reads,
-                    buffered_write: buffering.writes,
-                })?,
-                Target::Store(store) => {
-                    let settings = Settings { buffering, ..Settings::default() };
-                    let new = new_volume(name, size.0, object_size.0, settings)?;
-                    run(volumes::create(&store, &new))?.map_err(|e| e.to_string())?;
-                }
-            }
-            println!("made volume {name} of {size}");
+            let settings = Settings { mode: *mode, buffering, ..Settings::default() };
+            create(common, name, (*size, *object_size), settings, store)?;
         }
         VolumeCommand::List { json, store } => {
             let lines: Vec<VolumeLine> = match Target::find(common, store, false)? {
@@ -102,6 +101,8 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
             };
             print(*json, &lines, |lines| show::volumes(lines));
         }
+        VolumeCommand::Flatten { name } => snapshot::flatten(common, name)?,
+        VolumeCommand::Tree { json, store } => snapshot::tree(common, *json, store)?,
         VolumeCommand::Info { name, json, store } => {
             let info: VolumeInfo = match Target::find(common, store, false)? {
                 Target::Server(mut server) => {
@@ -114,31 +115,57 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
             };
             print(*json, &info, show::volume);
         }
-        VolumeCommand::Delete { name, force, store } => {
-            let deleted: Deleted = match Target::find(common, store, false)? {
-                Target::Server(mut server) => {
-                    server.ask(&Request::VolumeDelete { name: name.clone(), force: *force })?
-                }
-                Target::Store(store) => {
-                    let deleted = run(volumes::delete(&store, name, *force))?;
-                    let deleted = deleted.map_err(|e| e.to_string())?;
-                    Deleted { objects: deleted.objects, bytes: deleted.bytes }
-                }
-            };
-            println!(
-                "deleted volume {name}: {} objects of {}",
-                deleted.objects,
-                Size(deleted.bytes)
-            );
-        }
+        VolumeCommand::Delete { name, force, store } => delete(common, name, *force, store)?,
         VolumeCommand::Set { name, settings, store } => set(common, name, settings, store)?,
+        VolumeCommand::Import(args) => transfer::import(common, args)?,
+        VolumeCommand::Export(args) => transfer::export(common, args)?,
         VolumeCommand::Scrub { name } => scrub(&mut Server::connect(&common.data()?)?, name)?,
-        VolumeCommand::Push { name } => {
-            let mut server = Server::connect(&common.data()?)?;
-            push(&mut server, &Request::VolumePush { name: name.clone() })?;
-            println!("everything that was dirty in {name} is in the store");
+        VolumeCommand::Attach { name, takeover } => handover::attach(common, name, *takeover)?,
+        VolumeCommand::Detach { name, cancel } => handover::detach(common, name, *cancel)?,
+        VolumeCommand::Salvage { name, file } => handover::salvage(common, name, file)?,
+        VolumeCommand::Forget { name, force } => handover::forget(common, name, *force)?,
+        VolumeCommand::Push { name } => push_volume(&mut Server::connect(&common.data()?)?, name)?,
+    }
+    Ok(())
+}
+
+fn create(
+    common: Common<'_>,
+    name: &str,
+    (size, object_size): (Size, Size),
+    settings: Settings,
+    store: &StoreArgs,
+) -> Result<(), String> {
+    match Target::find(common, store, true)? {
+        Target::Server(mut server) => server.ask(&Request::VolumeCreate {
+            name: name.into(),
+            size_bytes: size.0,
+            object_bytes: object_size.0,
+            mode: settings.mode,
+            buffered_read: settings.buffering.reads,
+            buffered_write: settings.buffering.writes,
+        })?,
+        Target::Store(store) => {
+            let new = new_volume(name, size.0, object_size.0, settings)?;
+            run(volumes::create(&store, &new))?.map_err(|e| e.to_string())?;
         }
     }
+    println!("made volume {name} of {size}");
+    Ok(())
+}
+
+fn delete(common: Common<'_>, name: &str, force: bool, store: &StoreArgs) -> Result<(), String> {
+    let deleted: Deleted = match Target::find(common, store, false)? {
+        Target::Server(mut server) => {
+            server.ask(&Request::VolumeDelete { name: name.into(), force })?
+        }
+        Target::Store(store) => {
+            let deleted = run(volumes::delete(&store, name, force, unix_secs()))?;
+            let deleted = deleted.map_err(|e| e.to_string())?;
+            Deleted { objects: deleted.objects, bytes: deleted.bytes }
+        }
+    };
+    println!("deleted volume {name}: {} objects of {}", deleted.objects, Size(deleted.bytes));
     Ok(())
 }
 
@@ -205,11 +232,26 @@ impl Target {
             }
             _ => {}
         }
-        Store::open(place.store).map(Self::Store).map_err(|e| e.to_string())
+        let store = Store::open(place.store).map_err(|e| e.to_string())?;
+        let usable = async {
+            // A store with the mark was proven fit when it was made.
+            if !format::check(&store).await? && create {
+                let _: Fencing = format::prepare(&store).await?;
+            }
+            Ok::<_, Unusable>(())
+        };
+        run(usable)?.map_err(|e| e.to_string())?;
+        Ok(Self::Store(store))
     }
 }
 
-fn push(server: &mut Server, request: &Request) -> Result<(), String> {
+fn push_volume(server: &mut Server, name: &str) -> Result<(), String> {
+    push(server, &Request::VolumePush { name: name.into() })?;
+    println!("everything that was dirty in {name} is in the store");
+    Ok(())
+}
+
+pub(crate) fn push(server: &mut Server, request: &Request) -> Result<(), String> {
     let bar = Bar::new("pushing");
     server.ask_with(request, &mut |done, total| bar.set(done, total))
 }
@@ -222,7 +264,7 @@ fn print<T: Serialize>(json: bool, value: &T, show: impl Fn(&T) -> String) {
     }
 }
 
-fn run<T>(work: impl Future<Output = T>) -> Result<T, String> {
+pub(crate) fn run<T>(work: impl Future<Output = T>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     Ok(runtime.map_err(|e| format!("the runtime: {e}"))?.block_on(work))
 }

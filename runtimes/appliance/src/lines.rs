@@ -5,7 +5,7 @@ use heeler_core::wire::head::Head;
 use heeler_driver::control::VolumeStatus;
 use heeler_store::volumes::{Info, Listed};
 
-use crate::api::{PushInfo, VolumeInfo, VolumeLine};
+use crate::api::{VolumeInfo, VolumeLine};
 
 /// Bytes of so many blocks.
 pub(crate) const fn bytes(blocks: u64) -> u64 {
@@ -49,9 +49,10 @@ pub(crate) fn of_info(name: &str, info: &Info) -> VolumeInfo {
         stored_bytes: info.bytes,
         packs: info.packs,
         pack_bytes: info.pack_bytes,
+        mode: info.head.settings.mode.name().into(),
         buffered_read: info.head.settings.buffering.reads,
         buffered_write: info.head.settings.buffering.writes,
-        push: None,
+        ..VolumeInfo::default()
     }
 }
 
@@ -73,22 +74,11 @@ pub(crate) fn of_status(status: &VolumeStatus) -> VolumeLine {
 pub(crate) fn better(line: &mut VolumeLine, status: &VolumeStatus, dirty_blocks: Option<u64>) {
     line.state = status.state.into();
     line.reason.clone_from(&status.reason);
-    if status.blocks > 0 {
+    if status.is_served() {
         line.head = status.keeper.head;
         line.epoch = status.keeper.committed.0;
-        line.dirty_bytes = dirty_blocks.map(bytes);
     }
-}
-
-/// How the pushes of a volume go.
-pub(crate) fn push_info(status: &VolumeStatus, dirty_seconds: u64) -> PushInfo {
-    PushInfo {
-        phase: status.keeper.phase.to_string(),
-        backlog_bytes: status.keeper.backlog_bytes,
-        dirty_seconds,
-        retrying: status.keeper.retrying as u64,
-        last_failure: status.last_failure.clone(),
-        pushed_bytes: status.keeper.pushed_bytes,
-        put_bytes: status.keeper.put_bytes,
+    if status.in_shards {
+        line.dirty_bytes = dirty_blocks.map(bytes);
     }
 }

@@ -16,7 +16,10 @@ mod setting;
 mod settings;
 mod show;
 mod size;
+mod snapshot;
+mod span;
 mod store_io;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -44,6 +47,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     let done = match &cli.command {
         Command::Serve(args) => return serve::serve(&common.settings(args)?),
         Command::Volume { command } => commands::volume(common, command),
+        Command::Snapshot { command } => commands::snapshot::snapshot(common, command),
+        Command::Clone(args) => commands::snapshot::clone(common, args),
         Command::Cache { command } => commands::cache(common, command),
         Command::Status { json } => commands::status(common, *json),
         Command::Check(args) => {

@@ -24,7 +24,7 @@ use heeler_driver::wires::{ControlWires, CoreWires, wire};
 use heeler_driver::{ConnectionBudget, CoreLoop, CoreParts};
 use heeler_hw::{Arena, BlockFile, UringQueue, topology};
 use heeler_monoio::{Listener, run_core};
-use heeler_store::{ErrorKind, ProbeError, Store, StoreError, volumes};
+use heeler_store::{ErrorKind, Store, StoreConfig, StoreError, Unusable, volumes};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -44,6 +44,8 @@ const QUEUE_DEPTH: u32 = 256;
 const FIRST_VOLUME: (&str, u64) = ("disk0", 16 << 30);
 /// Pauses between tries to reach the store at the start.
 const STORE_AGAIN: Duration = Duration::from_secs(2);
+/// How much nicer threads are that carry bytes to the store and back, than those that serve.
+const STORE_NICER: i32 = 15;
 /// How often a drain says what it waits for.
 const DRAIN_NEWS: Duration = Duration::from_secs(5);
 
@@ -76,16 +78,22 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
     })?;
     let listeners = listeners(&settings.listen)?;
     let admin = bind_unix(&settings.place.data.join(SOCKET))?;
-    let store = Store::open(settings.place.store.clone()).map_err(|e| e.to_string())?;
+    // A second try is for a connection that broke. What helps against more is to wait, and that is
+    // the control thread's business.
+    let store = StoreConfig { attempts: 2, ..settings.place.store.clone() };
+    let store = Store::open(store).map_err(|e| e.to_string())?;
     let (wires, control) =
         wire(cpus.len(), true).map_err(|e| format!("the cores' mailboxes: {e}"))?;
     let file = device.file().clone();
+    share_soon(0);
     let (threads, logged) = start_cores(&cpus, wires, &plan, &arena, &file, &listeners)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_start(|| share_soon(STORE_NICER))
         .build()
         .map_err(|e| format!("the control thread's runtime: {e}"))?;
-    let memory = driver::Memory { lending, arena, fetch_bytes: plan.fetch_bytes() };
+    let batch_bytes = plan.batch_bytes() * cpus.len();
+    let memory = driver::Memory { lending, arena, fetch_bytes: plan.fetch_bytes(), batch_bytes };
     let limit = plan.memory_max();
     let parts = Parts { device, store, control, logged, cpus, admin, memory, limit };
     let tasks = tokio::task::LocalSet::new();
@@ -143,6 +151,7 @@ async fn control_thread(settings: &Settings, parts: Parts) -> Result<(), String>
         table: device.table().clone(),
         logged: parts.logged,
         memory: parts.memory,
+        push_after: span_of(settings.push_after.0),
         cores: links,
     };
     let wake = Rc::new(Notify::new());
@@ -163,7 +172,7 @@ async fn control_thread(settings: &Settings, parts: Parts) -> Result<(), String>
     let takeover = settings.takeover;
     let volumes = find_volumes(server.clone(), takeover);
     tokio::select! {
-        ended = server.run(parker, event) => ended.map_err(failed("the control thread"))?,
+        ended = server.clone().run(parker, event) => ended.map_err(failed("the control thread"))?,
         fatal = volumes => return Err(fatal),
     }
     let lost = server.lost();
@@ -174,9 +183,9 @@ async fn control_thread(settings: &Settings, parts: Parts) -> Result<(), String>
 async fn find_volumes(server: Rc<Server>, takeover: bool) -> String {
     let store = &server.store;
     loop {
-        match store.probe().await {
+        match server.prepare_store().await {
             Ok(()) => break,
-            Err(ProbeError::Store(e)) if e.kind != ErrorKind::Permanent => wait_for_store(&e).await,
+            Err(e) if e.may_pass() => wait_for_store(&e).await,
             Err(e) => return e.to_string(),
         }
     }
@@ -184,17 +193,22 @@ async fn find_volumes(server: Rc<Server>, takeover: bool) -> String {
         match volumes::list(store).await {
             Ok(listed) if listed.is_empty() => match create_first(store).await {
                 Ok(()) => {}
-                Err(e) => wait_for_store(&e).await,
+                Err(e) => wait_for_store(&e.into()).await,
             },
             Ok(listed) => break listed,
-            Err(e) if e.kind == ErrorKind::Permanent => return format!("the store: {e}"),
-            Err(e) => wait_for_store(&e).await,
+            Err(e) => match Unusable::from(e) {
+                e if e.may_pass() => wait_for_store(&e).await,
+                e => return e.to_string(),
+            },
         }
     };
     let mut whole = true;
     for volume in listed {
         match volume.head {
-            Ok(head) => server.add_volume(head.volume, &volume.name, takeover),
+            Ok(head) => {
+                server.add_volume(head.volume, &volume.name, takeover);
+                server.serve_known_snapshots(&volume.name, &head);
+            }
             Err(e) => {
                 whole = false;
                 log::error!("{e}");
@@ -224,8 +238,8 @@ async fn create_first(store: &Store) -> Result<(), StoreError> {
     }
 }
 
-async fn wait_for_store(e: &StoreError) {
-    log::error!("the store does not answer, trying again: {e}");
+async fn wait_for_store(e: &Unusable) {
+    log::error!("{e}; trying again");
     tokio::time::sleep(STORE_AGAIN).await;
 }
 
@@ -269,6 +283,7 @@ fn start_cores(
         let (plan, arena, file) = (plan.clone(), arena.clone(), file.clone());
         let (report, built, connections) = (report.clone(), report.clone(), connections.clone());
         let core = move || {
+            share_soon(0);
             let build = || build_core(wires, &plan, arena, connections, &file, &built);
             if let Err(e) = run_core(Some(cpu), listeners, build) {
                 let text = format!("core on processor {cpu}: {e}");
@@ -411,6 +426,18 @@ fn unix_path(listen: &Listen) -> Option<&Path> {
         Listen::Unix(path) => Some(path),
         Listen::Tcp(_) => None,
     }
+}
+
+/// Makes this thread one for which clients wait no longer than they must.
+fn share_soon(nicer: i32) {
+    if let Err(e) = topology::share_soon(nicer) {
+        log::debug!("a thread's time slice: {e}");
+    }
+}
+
+/// A span of time for the core.
+fn span_of(span: Duration) -> heeler_core::time::Duration {
+    heeler_core::time::Duration(u64::try_from(span.as_nanos()).expect("at most an hour"))
 }
 
 fn host() -> String {

@@ -1,7 +1,12 @@
 //! The control thread of a running server: turns the control loop, and answers the admin socket.
 
+mod handover;
+mod push;
+mod salvage;
+mod snapshot;
+
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::future::pending;
 use std::io;
@@ -25,8 +30,8 @@ use heeler_driver::mail::{CoreStatus, ShardStatus};
 use heeler_driver::start::CacheDevice;
 use heeler_driver::wires;
 use heeler_hw::topology;
-use heeler_store::Store;
 use heeler_store::volumes::{self, NewVolume, VolumeError};
+use heeler_store::{Fencing, Store};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
@@ -34,7 +39,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::api::{
     Answer, CacheInfo, CacheReport, CoreInfo, Deleted, Purged, Request, Resized, Scrubbed,
-    ServerMemory, Status, StoreInfo, VolumeInfo, VolumeLine,
+    ServerMemory, Status, VolumeInfo, VolumeLine,
 };
 use crate::counters;
 use crate::files::SharedFile;
@@ -76,14 +81,20 @@ pub(crate) struct Facts {
 pub(crate) struct Server {
     control: RefCell<Control<Requests, Table>>,
     pub(crate) store: Store,
+    /// Whether it keeps a second writer out; `None` until that is known.
+    fencing: RefCell<Option<Fencing>>,
     wake: Wake,
     /// Who waits for the event with a ticket.
     waiters: RefCell<HashMap<Ticket, oneshot::Sender<Event>>>,
     /// A volume was served or refused.
     changed: Notify,
+    /// Refused volumes of which it is being found out what is dirty.
+    settling: RefCell<BTreeSet<Uuid>>,
     facts: Facts,
     start: std::time::Instant,
     draining: Cell<bool>,
+    /// Held while a snapshot is deleted.
+    deletions: tokio::sync::Mutex<()>,
     on_served: Box<dyn Fn(&VolumeStatus)>,
 }
 
@@ -120,12 +131,15 @@ impl Server {
         Self {
             control: RefCell::new(control),
             store,
+            fencing: RefCell::default(),
             wake,
             waiters: RefCell::default(),
             changed: Notify::new(),
+            settling: RefCell::default(),
             facts,
             start,
             draining: Cell::new(false),
+            deletions: tokio::sync::Mutex::new(()),
             on_served,
         }
     }
@@ -135,7 +149,11 @@ impl Server {
     }
 
     /// Turns the loop until everything has been drained and stopped.
-    pub(crate) async fn run(&self, mut parker: Parker, event: Arc<wires::Event>) -> io::Result<()> {
+    pub(crate) async fn run(
+        self: Rc<Self>,
+        mut parker: Parker,
+        event: Arc<wires::Event>,
+    ) -> io::Result<()> {
         // To the reactor an eventfd is like a pipe; a read takes the count and ends readiness.
         let rung = pipe::Receiver::from_owned_fd_unchecked(event.as_fd().try_clone_to_owned()?)?;
         loop {
@@ -194,7 +212,7 @@ impl Server {
 
     /// Waits until every volume is served or refused.
     pub(crate) async fn settled(&self) {
-        while self.control.borrow().volumes().iter().any(|volume| volume.state == "starting") {
+        while self.control.borrow().volumes().iter().any(|volume| self.is_settling(volume)) {
             self.changed.notified().await;
         }
     }
@@ -213,11 +231,16 @@ impl Server {
         bytes(shards.iter().map(|shard| shard.usage.dirty_blocks).sum())
     }
 
-    fn pass_on(&self, event: Event) {
+    fn pass_on(self: &Rc<Self>, event: Event) {
         let ticket = match &event {
-            Event::Pushed { ticket, .. } | Event::Report { ticket, .. } => *ticket,
-            Event::EditRefused { ticket, .. } => *ticket,
-            Event::Quiet { ticket } => *ticket,
+            Event::Pushed { ticket, .. }
+            | Event::Report { ticket, .. }
+            | Event::Quiet { ticket }
+            | Event::EditRefused { ticket, .. }
+            | Event::Detached { ticket, .. }
+            | Event::Dirty { ticket, .. }
+            | Event::Salvaged { ticket, .. } => *ticket,
+            Event::Stale { volume } => return self.settle_stale(*volume),
             Event::Served { name } | Event::Refused { name, .. } => {
                 let status = self.control.borrow().volumes();
                 if let Some(status) = status.iter().find(|status| status.name == *name) {
@@ -257,27 +280,40 @@ impl Server {
     }
 
     async fn create(&self, new: &NewVolume<'_>) -> Result<(), String> {
-        let name = new.name;
+        self.prepare_store().await.map_err(|e| e.to_string())?;
         let head = volumes::create(&self.store, new).await.map_err(|e| e.to_string())?;
+        self.serve_made(&head).await
+    }
+
+    /// Claims a volume that was just made, and serves it.
+    async fn serve_made(&self, head: &Head) -> Result<(), String> {
+        let name = &head.name;
         self.add_volume(head.volume, name, false);
-        loop {
-            let Some(status) = self.find(name) else {
-                return Err(format!("volume '{name}' was made, but the server is draining"));
-            };
-            match (status.state, status.reason) {
-                ("starting", _) => self.changed.notified().await,
-                ("refused", Some(reason)) => {
-                    return Err(format!("volume '{name}' was made, but is not served: {reason}"));
-                }
-                _ => return Ok(()),
-            }
-        }
+        let served = self.served(head.volume, name).await;
+        served.map_err(|reason| format!("volume '{name}' was made, but is not served: {reason}"))
+    }
+
+    /// The volumes that this server knows. The store is not asked.
+    fn own(&self, shards: &[ShardStatus]) -> Vec<VolumeLine> {
+        let own = self.control.borrow().volumes();
+        let line = |status: &VolumeStatus| {
+            let mut line = lines::of_status(status);
+            self.better(&mut line, status, shards);
+            line
+        };
+        own.iter().map(line).collect()
+    }
+
+    /// Puts in what the server knows of one of its own volumes.
+    fn better(&self, line: &mut VolumeLine, status: &VolumeStatus, shards: &[ShardStatus]) {
+        lines::better(line, status, Some(dirty_of(shards, status.number)));
+        line.push = Some(self.push_info(status, shards));
     }
 
     /// The volumes of the store, or, if it does not answer, those that this server knows.
     async fn list(&self, shards: &[ShardStatus]) -> Vec<VolumeLine> {
         let own = self.control.borrow().volumes();
-        let mut lines: Vec<_> = match volumes::list(&self.store).await {
+        let mut lines: Vec<_> = match self.stored_volumes().await {
             Ok(listed) => listed.iter().map(lines::of_listed).collect(),
             Err(e) => {
                 log::warn!("volumes cannot be listed: {e}");
@@ -286,14 +322,14 @@ impl Server {
         };
         for line in &mut lines {
             if let Some(status) = own.iter().find(|status| status.uuid.to_string() == line.uuid) {
-                lines::better(line, status, Some(dirty_of(shards, status.number)));
+                self.better(line, status, shards);
             }
         }
         lines
     }
 
     async fn info(&self, name: &str) -> Result<VolumeInfo, String> {
-        let stored = volumes::info(&self.store, name).await;
+        let stored = self.stored_info(name).await;
         let status = self.find(name);
         let mut info = match (stored, &status) {
             (Ok(info), _) => lines::of_info(name, &info),
@@ -303,21 +339,23 @@ impl Server {
             (Err(e), None) => return Err(e.to_string()),
         };
         if let Some(status) = status {
-            let dirty = dirty_of(&self.report_shards().await, status.number);
-            lines::better(&mut info.line, &status, Some(dirty));
-            let since = status.keeper.dirty_since.map_or(0, |since| (self.now() - since).0);
+            let shards = self.report_shards().await;
+            self.better(&mut info.line, &status, &shards);
             if let Some(settings) = &status.settings {
+                info.mode = settings.mode.name().into();
                 info.buffered_read = settings.buffering.reads;
                 info.buffered_write = settings.buffering.writes;
             }
-            info.push = Some(lines::push_info(&status, since / 1_000_000_000));
+            if status.is_stranded() {
+                info.stranded = Some(self.dirty_map(&status).await.info());
+            }
         }
         Ok(info)
     }
 
     /// Changes a volume's settings: here at once, and in the store.
     async fn set(&self, name: &str, changes: &[Setting]) -> Result<(), String> {
-        let served = self.find(name).filter(|status| status.state == "served");
+        let served = self.find(name).filter(VolumeStatus::is_served);
         let Some((volume, now)) = served.and_then(|status| Some((status.uuid, status.settings?)))
         else {
             return set_stored(&self.store, name, changes).await;
@@ -340,8 +378,8 @@ impl Server {
 
     /// Reads all that the cache device holds of a volume, and says how far it is.
     async fn scrub(&self, name: &str, out: &mut Lines) -> Result<Scrubbed, String> {
-        let served = self.find(name).filter(|status| status.state == "served");
-        let volume = served.ok_or_else(|| format!("this server serves no volume '{name}'"))?;
+        let served = self.find(name).filter(VolumeStatus::is_served);
+        let volume = served.ok_or_else(|| no_volume(name))?;
         let lost = || format!("volume '{name}' was closed before the scrub was done");
         let state = async || counters::scrub_of(&self.report_shards().await, volume.number);
         let before = state().await.ok_or_else(lost)?;
@@ -374,29 +412,39 @@ impl Server {
         let Some(status) = self.find(name) else {
             return self.delete_stored(name, force).await;
         };
-        let ours = matches!(status.state, "served" | "deleting");
+        let ours = status.is_served() || status.state == "deleting";
         if ours && !force {
-            let connections: u64 = self.report().await.iter().map(|core| core.connections).sum();
-            if connections > 0 {
-                return Err(format!(
-                    "{connections} clients are connected to this server, maybe to '{name}': \
-                     disconnect them, or use --force"
-                ));
-            }
+            self.refuse_with_clients(name).await?;
+        }
+        if status.state == "served" {
+            self.prepare_delete(name, force).await?;
         }
         if !ours {
             // Another's, or nobody's: the store says whether it may go.
             let deleted = self.delete_stored(name, force).await?;
             self.close(status.uuid).await;
             self.control.borrow_mut().finish_delete(status.uuid)?;
+            self.forget_snapshots(status.uuid)?;
             self.wake.notify_one();
             return Ok(deleted);
         }
         self.close(status.uuid).await;
         let deleted = self.delete_stored(name, true).await?;
         self.control.borrow_mut().finish_delete(status.uuid)?;
+        self.forget_snapshots(status.uuid)?;
         self.wake.notify_one();
         Ok(deleted)
+    }
+
+    /// An error if clients are connected.
+    async fn refuse_with_clients(&self, name: &str) -> Result<(), String> {
+        match self.report().await.iter().map(|core| core.connections).sum::<u64>() {
+            0 => Ok(()),
+            connections => Err(format!(
+                "{connections} clients are connected to this server, maybe to '{name}': \
+                 disconnect them, or use --force"
+            )),
+        }
     }
 
     /// Closes a volume to clients, and waits until nothing of it is on its way to the store.
@@ -409,48 +457,8 @@ impl Server {
     }
 
     async fn delete_stored(&self, name: &str, force: bool) -> Result<Deleted, String> {
-        let deleted = volumes::delete(&self.store, name, force).await;
+        let deleted = volumes::delete(&self.store, name, force, unix_secs()).await;
         deleted.map(|d| Deleted { objects: d.objects, bytes: d.bytes }).map_err(|e| e.to_string())
-    }
-
-    /// Pushes volumes and says how far it is.
-    async fn push(&self, which: &[VolumeStatus], out: &mut Lines) -> Result<(), String> {
-        let mut waiting = Vec::new();
-        for volume in which {
-            let ticket = self.control.borrow_mut().push(self.now(), volume.uuid);
-            if let Some(ticket) = ticket {
-                waiting.push((volume, self.wait_for(ticket)));
-            }
-        }
-        let mut failed = Vec::new();
-        for (volume, mut done) in waiting {
-            let event = loop {
-                tokio::select! {
-                    event = &mut done => break event,
-                    () = tokio::time::sleep(PROGRESS_EVERY) => self.progress(which, out).await?,
-                }
-            };
-            if !matches!(event, Ok(Event::Pushed { committed: true, .. })) {
-                let status = self.find(&volume.name);
-                let state = status.as_ref().map_or("gone", |status| status.state);
-                let reason = status.as_ref().and_then(|status| status.reason.as_deref());
-                let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
-                failed.push(format!(
-                    "volume '{}' was not pushed: it is {state}{reason}",
-                    volume.name
-                ));
-            }
-        }
-        if failed.is_empty() { Ok(()) } else { Err(failed.join("\n")) }
-    }
-
-    async fn progress(&self, which: &[VolumeStatus], out: &mut Lines) -> Result<(), String> {
-        let now = self.control.borrow().volumes();
-        let pushed = now.iter().filter(|now| which.iter().any(|volume| volume.uuid == now.uuid));
-        let (left, total) = pushed.fold((0, 0), |(left, total), volume| {
-            (left + volume.keeper.backlog_bytes, total + volume.keeper.push_bytes)
-        });
-        out.send(&Answer::Progress { done_bytes: total - left, total_bytes: total }).await
     }
 
     fn cache_info(&self, shards: &[ShardStatus]) -> CacheInfo {
@@ -493,10 +501,11 @@ impl Server {
         shard: Option<u16>,
     ) -> Result<CacheReport, String> {
         let mut volumes = self.control.borrow().volumes();
+        volumes.extend(self.control.borrow().views().into_iter().map(|(_, view)| view));
         if let Some(name) = volume {
             volumes.retain(|status| status.name == name);
             if volumes.is_empty() {
-                return Err(format!("this server has no volume '{name}'"));
+                return Err(no_volume(name));
             }
         }
         let mut shards = self.report_shards().await;
@@ -588,7 +597,6 @@ impl Server {
     async fn status(&self) -> Status {
         let cores = self.report().await;
         let shards = shards_of(&cores);
-        let counters = self.store.counters();
         let core = |(cpu, core): (&u32, &CoreStatus)| CoreInfo {
             cpu: *cpu,
             shards: core.shards.iter().map(|shard| shard.shard.0).collect(),
@@ -603,19 +611,9 @@ impl Server {
             draining: self.draining.get(),
             listen: self.facts.listen.clone(),
             cores: self.facts.cpus.iter().zip(&cores).map(core).collect(),
-            store: StoreInfo {
-                url: self.facts.store_url.clone(),
-                gets: counters.gets,
-                get_bytes: counters.get_bytes,
-                puts: counters.puts,
-                put_bytes: counters.put_bytes,
-                deletes: counters.deletes,
-                lists: counters.lists,
-                retries: counters.retries,
-                failures: counters.failures,
-            },
+            store: self.store_info(),
             cache: self.cache_info(&shards),
-            volumes: self.list(&shards).await,
+            volumes: self.own(&shards),
         }
     }
 
@@ -627,23 +625,46 @@ impl Server {
                 name,
                 size_bytes,
                 object_bytes,
+                mode,
                 buffered_read: reads,
                 buffered_write: writes,
             } => {
                 let buffering = Buffering { reads, writes };
-                let settings = Settings { buffering, ..Settings::default() };
+                let settings = Settings { mode, buffering, ..Settings::default() };
                 let new = new_volume(&name, size_bytes, object_bytes, settings)?;
                 done(&self.create(&new).await?)
             }
             Request::VolumeSet { name, settings } => done(&self.set(&name, &settings).await?),
             Request::VolumeScrub { name } => done(&self.scrub(&name, out).await?),
+            Request::VolumeAttach { name, takeover } => done(&self.attach(&name, takeover).await?),
+            Request::VolumeDetach { name } => done(&self.detach(&name, out).await?),
+            Request::VolumeStay { name } => done(&self.stay(&name)?),
+            Request::VolumeSalvage { name, path } => done(&self.salvage(&name, &path, out).await?),
+            Request::VolumeForget { name, force } => done(&self.forget(&name, force).await?),
             Request::VolumeList => done(&self.list(&self.report_shards().await).await),
             Request::VolumeInfo { name } => done(&self.info(&name).await?),
             Request::VolumeDelete { name, force } => done(&self.delete(&name, force).await?),
             Request::VolumePush { name } => {
                 let volume = self.find(&name);
-                let volume = volume.ok_or_else(|| format!("this server has no volume '{name}'"))?;
+                let volume = volume.ok_or_else(|| no_volume(&name))?;
                 done(&self.push(&[volume], out).await?)
+            }
+            Request::VolumeFlatten { name } => done(&self.flatten(&name, out).await?),
+            Request::VolumeTree => {
+                let listed = volumes::list(&self.store).await.map_err(|e| e.to_string())?;
+                done(&crate::snapshot::tree(&listed))
+            }
+            Request::SnapshotCreate { name } => done(&self.snapshot_create(&name.parse()?).await?),
+            Request::SnapshotList { volume } => done(&self.snapshot_list(&volume).await?),
+            Request::SnapshotDelete { name } => done(&self.snapshot_delete(&name.parse()?).await?),
+            Request::SnapshotRollback { name, force } => {
+                done(&self.snapshot_rollback(&name.parse()?, force, out).await?)
+            }
+            Request::SnapshotServe { name, stop } => {
+                done(&self.snapshot_serve(&name.parse()?, stop).await?)
+            }
+            Request::Clone { from, name } => {
+                done(&self.clone_snapshot(&from.parse()?, &name).await?)
             }
             Request::CacheInfo { volume, shard } => {
                 done(&self.cache_report(volume.as_deref(), shard).await?)
@@ -652,7 +673,7 @@ impl Server {
             Request::CacheFlush => {
                 let mut all = self.control.borrow().volumes();
                 // Nothing of them can be pushed; `status` shows them.
-                all.retain(|volume| !matches!(volume.state, "refused" | "fenced" | "deleting"));
+                all.retain(|volume| matches!(volume.state, "starting" | "served" | "detaching"));
                 done(&self.push(&all, out).await?)
             }
             Request::CachePurge { force } => done(&self.purge(force).await?),
@@ -718,6 +739,10 @@ impl Lines {
     }
 }
 
+fn no_volume(name: &str) -> String {
+    format!("this server has no volume '{name}'; `heeler volume list` shows them")
+}
+
 fn done<T: serde::Serialize>(value: &T) -> Answer {
     Answer::Done(serde_json::to_value(value).expect("answers are plain data"))
 }
@@ -771,5 +796,6 @@ fn dirty_of(shards: &[ShardStatus], volume: VolumeId) -> u64 {
     counters::shares_of(shards, volume).map(|share| share.dirty_blocks).sum()
 }
 
+mod store;
 #[cfg(test)]
 mod tests;

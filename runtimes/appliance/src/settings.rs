@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::cli::{ServeArgs, StoreArgs};
 use crate::size::{Memory, Size};
+use crate::span::PushAfter;
 
 /// Where NBD clients connect.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,10 +66,12 @@ struct File {
     shards: Option<u16>,
     memory: Option<Memory>,
     store: Option<String>,
+    single_writer_unsafe: bool,
     listen: Vec<Listen>,
     cores: Option<String>,
     #[serde(deserialize_with = "policy")]
     policy: Option<Policy>,
+    push_after: Option<PushAfter>,
     s3: FileS3,
 }
 
@@ -126,6 +129,8 @@ pub(crate) struct Settings {
     pub(crate) cores: Option<String>,
     /// By which data leaves RAM.
     pub(crate) policy: Policy,
+    /// How long a push waits for its first write to grow old.
+    pub(crate) push_after: PushAfter,
     /// Take volumes from other owners.
     pub(crate) takeover: bool,
 }
@@ -175,6 +180,7 @@ impl Common<'_> {
             listen,
             cores: args.cores.clone().or(file.cores),
             policy: args.policy.or(file.policy).unwrap_or_default(),
+            push_after: args.push_after.or(file.push_after).unwrap_or_default(),
             takeover: args.takeover,
         })
     }
@@ -212,7 +218,9 @@ fn place(
         allow_http: s3.allow_http,
         unsigned_payload: s3.unsigned_payload,
     };
-    let store = StoreConfig::parse(&store_url, options).map_err(|e| e.to_string())?;
+    let store_config = StoreConfig::parse(&store_url, options).map_err(|e| e.to_string())?;
+    let single_writer_unsafe = store.single_writer_unsafe || file.single_writer_unsafe;
+    let store = StoreConfig { single_writer_unsafe, ..store_config };
     Ok(Place { data, cache, store_url, store })
 }
 
@@ -252,7 +260,8 @@ mod tests {
     #[test]
     fn flags_win_over_the_file() {
         let text = "data = '/f'\nmemory = '2G'\ncache-size = 1073741824\nstore = 's3://b/p'\n\
-                    listen = ['tcp:0.0.0.0:10809']\ncores = '0-1'\npolicy = '2q'\n[s3]\n\
+                    listen = ['tcp:0.0.0.0:10809']\ncores = '0-1'\npolicy = '2q'\n\
+                    push-after = '1s'\n[s3]\n\
                     endpoint = 'http://h:9'\n";
         let args = ServeArgs { memory: Some(Memory::Bytes(Size(7 << 20))), ..ServeArgs::default() };
         let settings = with_file("a", text, &args).unwrap();
@@ -261,10 +270,23 @@ mod tests {
         assert_eq!(settings.place.data, Path::new("/f"));
         assert_eq!(settings.listen, [Listen::Tcp("0.0.0.0:10809".into())]);
         assert_eq!((settings.cores.as_deref(), settings.policy), (Some("0-1"), Policy::TwoQ));
+        assert_eq!(settings.push_after.to_string(), "1s");
         let heeler_store::Place::S3 { bucket, options, .. } = settings.place.store.place else {
             panic!("an S3 store")
         };
         assert_eq!((bucket.as_str(), options.endpoint.as_deref()), ("b", Some("http://h:9")));
+    }
+
+    #[test]
+    fn doing_without_fencing_must_be_asked_for() {
+        let unsafe_of = |text, args: &ServeArgs| {
+            with_file("g", text, args).unwrap().place.store.single_writer_unsafe
+        };
+        let mut args = ServeArgs::default();
+        assert!(!unsafe_of("", &args));
+        assert!(unsafe_of("single-writer-unsafe = true", &args));
+        args.store.single_writer_unsafe = true;
+        assert!(unsafe_of("", &args));
     }
 
     #[test]
@@ -275,6 +297,7 @@ mod tests {
             ("d", "listen = ['10809']", "unix:PATH"),
             ("e", "store = 'nowhere'", "file:///absolute/path"),
             ("f", "policy = 'arc'", "reuse, lru, 2q, 2q-bluestore, s3fifo"),
+            ("g", "push-after = 'soon'", "like 5s"),
         ] {
             let error = with_file(name, text, &ServeArgs::default()).expect_err(text);
             assert!(error.contains(says), "{error}");

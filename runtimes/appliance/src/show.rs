@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use crate::api::{
-    CacheInfo, CacheReport, MemoryInfo, ServerMemory, ShardCounts, ShardReport, Status,
-    TrafficCounts, VolumeInfo, VolumeLine, VolumeReport, Windows,
+    CacheInfo, CacheReport, DirtyRange, MemoryInfo, PushInfo, ServerMemory, ShardCounts,
+    ShardReport, Status, StrandedInfo, TrafficCounts, VolumeInfo, VolumeLine, VolumeReport,
+    Windows,
 };
 use crate::setting::Switch;
 use crate::size::Size;
@@ -14,13 +15,18 @@ pub(crate) fn volumes(lines: &[VolumeLine]) -> String {
     if lines.is_empty() {
         return "no volumes; make one with `heeler volume create NAME --size SIZE`\n".into();
     }
-    let mut rows = vec![["NAME", "SIZE", "STATE", "DIRTY", "OWNER"].map(String::from)];
+    let head = ["NAME", "SIZE", "STATE", "DIRTY", "SINCE", "BACKLOG", "OWNER"];
+    let mut rows = vec![head.map(String::from)];
     for line in lines {
+        let push = line.push.as_ref();
+        let dirty = push.filter(|push| push.dirty_seconds > 0);
         rows.push([
             line.name.clone(),
             Size(line.size_bytes).to_string(),
             line.state.clone(),
             line.dirty_bytes.map_or_else(|| "-".into(), |bytes| Size(bytes).to_string()),
+            dirty.map_or_else(|| "-".into(), |push| format!("{} s", push.dirty_seconds)),
+            push.map_or_else(|| "-".into(), backlog),
             line.owner.clone().unwrap_or_else(|| "-".into()),
         ]);
     }
@@ -59,18 +65,46 @@ pub(crate) fn volume(info: &VolumeInfo) -> String {
             info.packs
         )),
     );
+    row("mode", Some(info.mode.clone()));
     let stays = |on: bool| Some(Switch::of(on).into());
     row("buffered read", stays(info.buffered_read));
     row("buffered write", stays(info.buffered_write));
-    if let Some(push) = &info.push {
+    if let Some(push) = &line.push {
         row("push", Some(push.phase.clone()));
-        row("backlog", Some(Size(push.backlog_bytes).to_string()));
+        row("backlog", Some(backlog(push)));
         row("dirty since", (push.dirty_seconds > 0).then(|| format!("{} s", push.dirty_seconds)));
         row("pushed", Some(format!("{} ({} put)", Size(push.pushed_bytes), Size(push.put_bytes))));
         row("retrying", (push.retrying > 0).then(|| push.retrying.to_string()));
         row("last failure", push.last_failure.clone());
     }
+    if let Some(stranded) = &info.stranded {
+        row("never pushed", Some(stranded_text(stranded)));
+        for range in &stranded.first {
+            let DirtyRange { offset_bytes, length_bytes, kind } = range;
+            row("", Some(format!("{offset_bytes} {length_bytes} {kind}")));
+        }
+    }
     fields(&rows)
+}
+
+/// What is still to be put, and how long it takes.
+fn backlog(push: &PushInfo) -> String {
+    let rate = Size(push.bytes_per_second);
+    match push.backlog_seconds {
+        _ if push.backlog_bytes == 0 => "-".into(),
+        None => Size(push.backlog_bytes).to_string(),
+        Some(seconds) => format!("{}, {seconds} s at {rate}/s", Size(push.backlog_bytes)),
+    }
+}
+
+fn stranded_text(stranded: &StrandedInfo) -> String {
+    let first = stranded.first.len();
+    let shown = if stranded.ranges > first as u64 {
+        format!("; the first {first} (offset, length, kind)")
+    } else {
+        " (offset, length, kind)".into()
+    };
+    format!("{} in {} ranges{shown}:", Size(stranded.bytes), stranded.ranges)
 }
 
 /// How full the cache is.
@@ -305,7 +339,23 @@ pub(crate) fn status(status: &Status) -> String {
                 store.failures
             ),
         ),
+        (
+            "pushes",
+            format!(
+                "{} puts under way of {}, {} requests wait",
+                store.puts_now, store.puts_max, store.waiting
+            ),
+        ),
     ];
+    if store.fencing != "on" {
+        rows.push(("fencing", store.fencing.clone()));
+    }
+    if let (Some(seconds), Some(failure)) = (store.failing_seconds, &store.failure) {
+        rows.push(("store fails", format!("for {seconds} s: {failure}")));
+    }
+    if let (Some(seconds), Some(reason)) = (store.away_seconds, &store.away_reason) {
+        rows.push(("store away", format!("for {seconds} s: {reason}")));
+    }
     for core in &status.cores {
         rows.push((
             "core",
@@ -355,20 +405,33 @@ mod tests {
 
     #[test]
     fn lists_line_up() {
-        let line = |name: &str, dirty| VolumeLine {
+        let line = |name: &str, push: Option<PushInfo>| VolumeLine {
             name: name.into(),
             size_bytes: 16 << 30,
             state: "served".into(),
-            dirty_bytes: dirty,
+            dirty_bytes: push.as_ref().map(|push| push.backlog_bytes),
+            push,
             ..VolumeLine::default()
         };
+        let push = |backlog_seconds| PushInfo {
+            dirty_seconds: 7,
+            backlog_bytes: 4096,
+            backlog_seconds,
+            bytes_per_second: 2048,
+            ..PushInfo::default()
+        };
         let reason = Some("lost".into());
-        let lines = [line("disk0", Some(4096)), VolumeLine { reason, ..line("a", None) }];
+        let lines = [
+            line("disk0", Some(push(None))),
+            line("b", Some(push(Some(2)))),
+            VolumeLine { reason, ..line("a", None) },
+        ];
         assert_eq!(
             volumes(&lines),
-            "NAME   SIZE    STATE   DIRTY  OWNER\n\
-             disk0  16 GiB  served  4 KiB  -\n\
-             a      16 GiB  served  -      -\n\
+            "NAME   SIZE    STATE   DIRTY  SINCE  BACKLOG                OWNER\n\
+             disk0  16 GiB  served  4 KiB  7 s    4 KiB                  -\n\
+             b      16 GiB  served  4 KiB  7 s    4 KiB, 2 s at 2 KiB/s  -\n\
+             a      16 GiB  served  -      -      -                      -\n\
              a: lost\n"
         );
         assert!(volumes(&[]).contains("heeler volume create"));

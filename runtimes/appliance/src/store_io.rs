@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use heeler_driver::control::{StoreAnswer, StoreIo, Token};
+use heeler_driver::control::{StoreAnswer, StoreIo, StoredObject, Token};
 use heeler_store::{ErrorKind, PutPayload, Store, StoreError};
 use tokio::sync::Notify;
 
@@ -70,7 +70,9 @@ impl StoreIo for Requests {
         let prefix = prefix.to_owned();
         self.spawn(token, async move |store| {
             let entries = store.list(&prefix).await?;
-            Ok(StoreAnswer::Listed(entries.into_iter().map(|entry| entry.key).collect()))
+            let objects = entries.into_iter();
+            let objects = objects.map(|e| StoredObject { key: e.key, bytes: e.bytes });
+            Ok(StoreAnswer::Listed(objects.collect()))
         });
     }
 
@@ -83,7 +85,8 @@ fn failed(error: StoreError) -> StoreAnswer {
     let transient = match error.kind {
         ErrorKind::NotFound => return StoreAnswer::NotFound,
         ErrorKind::AlreadyExists => return StoreAnswer::AlreadyExists,
-        ErrorKind::Transient | ErrorKind::Timeout => true,
+        // The store was fit when the server started, so somebody may put right what is wrong.
+        ErrorKind::Transient | ErrorKind::Timeout | ErrorKind::Refused => true,
         ErrorKind::Permanent => false,
     };
     StoreAnswer::Failed { transient, text: error.text }

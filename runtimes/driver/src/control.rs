@@ -10,12 +10,18 @@
 //! The way out: all cores drained -> last push -> released in the store -> noted in the table.
 
 mod fetch;
+mod gather;
+mod handover;
+mod lanes;
 mod links;
 mod memory;
 mod rows;
+mod salvage;
+mod store;
+mod view;
 mod volume;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,30 +30,37 @@ use bytes::Bytes;
 use heeler_core::event::{ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, OpId, ShardId, VolumeId};
 use heeler_core::keeper::{
-    self, BatchHandle, Edit, EditError, Input, Keeper, Output, PackRead, Refusal, Start, StoreOp,
-    StoreResult,
+    self, BatchHandle, Edit, EditError, Input, Keeper, Listed, Output, PackRead, Refusal, Start,
+    StoreOp, StoreResult,
 };
 use heeler_core::lending;
 use heeler_core::policy::Policy;
 use heeler_core::recovery::LogEntry;
-use heeler_core::time::Instant;
+use heeler_core::shard::{DirtyRun, SalvageAt};
+use heeler_core::time::{Duration, Instant};
 use heeler_core::wire::log::EntryKind;
 use heeler_core::wire::names::{Nonce, Uuid};
 use heeler_core::wire::superblock::VolumeTable;
 use heeler_hw::crc32c;
 
 use self::fetch::{Fetches, Read};
+use self::gather::{Gathered, Gathers, Part};
+pub use self::lanes::{Away, LanesStatus};
+use self::lanes::{Lane, Lanes};
 use self::links::Links;
 use self::memory::Divided;
 pub use self::memory::Memory;
 use self::rows::Rows;
-pub use self::volume::VolumeStatus;
+use self::store::Job;
+pub use self::volume::{Geometry, VolumeStatus};
 use self::volume::{State, Volume};
-use crate::mail::{CoreStatus, ExportInfo, FromControl, ToControl};
+use crate::mail::{CoreStatus, ExportInfo, FetchedPiece, FromControl, ToControl};
 use crate::wires::ControlLink;
 
 /// Mails taken from one core in a turn, and answers taken from the store.
 const TURN_MAX: usize = 256;
+/// Plans of one fetch whose packs were gone before they could be read.
+const PLANS_MAX: u32 = 4;
 /// Texts of failures that are kept.
 const NOTES_MAX: usize = 64;
 
@@ -75,13 +88,22 @@ pub trait StoreIo {
     fn poll(&mut self) -> Option<(Token, StoreAnswer)>;
 }
 
+/// An object of a list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredObject {
+    /// Its key.
+    pub key: String,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
 /// How a request to the store ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StoreAnswer {
     /// Of get: all that was asked for.
     Got(Bytes),
     /// Of list: the keys.
-    Listed(Vec<String>),
+    Listed(Vec<StoredObject>),
     /// Of put and delete: durable.
     Done,
     /// Of a create: there is one.
@@ -166,6 +188,8 @@ pub struct Setup {
     pub logged: BTreeMap<VolumeId, Logged>,
     /// The memory that is divided.
     pub memory: Memory,
+    /// A push starts so long after the first write that it will hold, and has as long again.
+    pub push_after: Duration,
     /// The mailboxes: core `i` hosts the shards `i`, `i + cores`, ...
     pub cores: Vec<ControlLink>,
 }
@@ -191,7 +215,36 @@ pub enum Event {
         /// Why, and what to do.
         reason: String,
     },
-    /// The end of [`Control::push`] or [`Control::edit`].
+    /// A volume was refused because the cache holds dirty blocks of it that the log alone knows:
+    /// [`Control::take_in`] makes them known.
+    Stale {
+        /// Which.
+        volume: Uuid,
+    },
+    /// The end of [`Control::detach`].
+    Detached {
+        /// Of the order.
+        ticket: Ticket,
+        /// It is given up, with everything pushed; `false`: it was kept, lost or removed.
+        detached: bool,
+    },
+    /// The answer to [`Control::list_dirty`].
+    Dirty {
+        /// Of the question.
+        ticket: Ticket,
+        /// What was found.
+        runs: Vec<DirtyRun>,
+        /// Where to go on; `None`: there is no more.
+        next: Option<SalvageAt>,
+    },
+    /// The answer to [`Control::read_dirty`].
+    Salvaged {
+        /// Of the question.
+        ticket: Ticket,
+        /// The blocks; `None`: not all of them can be read.
+        bytes: Option<Vec<u8>>,
+    },
+    /// The end of [`Control::push`], [`Control::edit`] or [`Control::flatten`].
     Pushed {
         /// Of the request.
         ticket: Ticket,
@@ -234,6 +287,7 @@ pub struct Purged {
 enum Pending {
     Keeper { volume: Uuid, life: u64, op: StoreOp },
     Read(Read),
+    Gather(Part),
 }
 
 /// What a report from all cores is for.
@@ -247,13 +301,25 @@ enum Purpose {
     },
 }
 
+/// What a shard asked for.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    volume: VolumeId,
+    object: u32,
+    first: u16,
+    count: u16,
+    /// How often its reads have been planned.
+    plans: u32,
+}
+
 /// A batch on its way.
 #[derive(Debug)]
 struct Batch {
     /// Of the keeper that it is for.
     life: u64,
     /// The core that it came from.
-    core: usize,
+    /// `None`: it was gathered from the store.
+    core: Option<usize>,
     bytes: Bytes,
 }
 
@@ -288,6 +354,8 @@ pub struct Control<S, T> {
     logged: BTreeMap<VolumeId, Logged>,
     links: Links,
     store: S,
+    lanes: Lanes<Job>,
+    push_after: Duration,
     volumes: Vec<Volume>,
     lives: u64,
     pending: BTreeMap<Token, Pending>,
@@ -297,6 +365,9 @@ pub struct Control<S, T> {
     batches: BTreeMap<BatchHandle, Batch>,
     handles: u64,
     fetches: Fetches,
+    /// What each fetch under way is for.
+    asked: HashMap<(ShardId, OpId), Asked>,
+    gatherings: Gathers,
     gathers: BTreeMap<Ticket, Gather>,
     tickets: u64,
     /// Texts of failures; the first one's number is `notes_first`.
@@ -322,18 +393,24 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     #[must_use]
     pub fn new(setup: Setup, store: S, table: T) -> Self {
         let fetches = Fetches::new(setup.memory.fetch_bytes);
+        // What waits in the lanes keeps batches of other volumes out.
+        let spread_bytes_max = setup.memory.batch_bytes as u64 / 2;
         let mut links = Links::new(setup.cores, setup.shards);
         let memory = Divided::new(setup.memory, &mut links);
+        let mut random = setup.random;
+        let lanes = Lanes::new(spread_bytes_max, seed(&mut random));
         let mut control = Self {
             cache: setup.cache,
             shards: setup.shards,
             host: setup.host,
             clock: setup.clock,
-            random: setup.random,
+            random,
             rows: Rows::new(setup.table, table),
             logged: setup.logged,
             links,
             store,
+            lanes,
+            push_after: setup.push_after,
             volumes: Vec::new(),
             lives: 0,
             pending: BTreeMap::new(),
@@ -341,6 +418,8 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             batches: BTreeMap::new(),
             handles: 0,
             fetches,
+            asked: HashMap::new(),
+            gatherings: Gathers::default(),
             memory,
             gathers: BTreeMap::new(),
             tickets: 0,
@@ -373,13 +452,14 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 break;
             }
             let Some((token, answer)) = self.store.poll() else { break };
+            self.end_request(now, token, &answer);
             self.handle_answer(now, token, answer);
         }
         while let Some(read) = self.fetches.poll_due(now) {
-            self.send_read(read);
+            self.send_read(now, read);
         }
         while let Some(reads) = self.fetches.poll_begun(now) {
-            reads.into_iter().for_each(|read| self.send_read(read));
+            reads.into_iter().for_each(|read| self.send_read(now, read));
         }
         for index in 0..self.volumes.len() {
             if self.volumes[index].keeper.poll_timeout().is_some_and(|due| due <= now) {
@@ -387,6 +467,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             }
         }
         self.step_drain(now);
+        self.send_requests(now);
         let memory = self.memory.turn(now, &mut self.links);
         self.links.flush();
         if more || self.links.has_news() {
@@ -394,7 +475,8 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         }
         let keepers = self.volumes.iter().filter(|volume| !volume.is_over());
         let keepers = keepers.filter_map(|volume| volume.keeper.poll_timeout());
-        keepers.chain(self.fetches.poll_timeout()).chain(memory).min()
+        let requests = self.fetches.poll_timeout().into_iter().chain(self.lanes.poll_timeout());
+        keepers.chain(requests).chain(memory).min()
     }
 
     /// Whether a core has sent something: to be asked between announcing sleep and sleeping.
@@ -423,7 +505,20 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     /// Every volume's figures.
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeStatus> {
-        self.volumes.iter().map(|volume| volume.status(|note| self.note(note))).collect()
+        let volumes = self.volumes.iter().filter(|volume| volume.view.is_none());
+        volumes.map(|volume| volume.status(|note| self.note(note))).collect()
+    }
+
+    /// How requests to the store go.
+    #[must_use]
+    pub fn lanes(&self) -> LanesStatus {
+        self.lanes.status()
+    }
+
+    /// Bytes a second of a volume's that were put in the last seconds.
+    #[must_use]
+    pub fn put_rate(&self, now: Instant, volume: Uuid) -> u64 {
+        self.index(volume).map_or(0, |index| self.lanes.rate(now, self.volumes[index].life))
     }
 
     /// The volumes of the cache's table that are not known by name: those that the store did not
@@ -461,28 +556,42 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         if self.volumes.iter().any(|known| known.uuid == volume) || self.drain != Drain::No {
             return;
         }
+        let index = self.enter(volume, volume, name, takeover);
+        self.start(now, index);
+    }
+
+    /// A volume or a view, and its keeper, which has been told nothing. `stored`: the volume in the
+    /// store.
+    fn enter(&mut self, uuid: Uuid, stored: Uuid, name: &str, takeover: bool) -> usize {
         self.lives += 1;
-        let number = match self.rows.find(volume) {
+        let number = match self.rows.find(uuid) {
             Some(row) => row.number,
             None => self.rows.new_number(),
         };
-        let nonce = self.rows.pending(volume).unwrap_or_else(|| Nonce((self.random)()));
-        let mut seed = [0; 8];
-        seed.copy_from_slice(&(self.random)()[..8]);
-        let config = keeper::Config::new(volume, self.shards, crc32c, u64::from_le_bytes(seed));
+        let nonce = self.rows.pending(uuid).unwrap_or_else(|| Nonce((self.random)()));
+        let seed = seed(&mut self.random);
+        let mut config = keeper::Config::new(stored, self.shards, crc32c, seed);
+        config.push_after = self.push_after;
+        // How many are under way is the lanes' business; what waits there is bounded by memory.
+        config.puts_max = lanes::WINDOW_MAX as usize;
         self.volumes.push(Volume {
-            uuid: volume,
+            uuid,
             name: name.into(),
             number,
             keeper: Keeper::new(config),
             life: self.lives,
             nonce,
             takeover,
+            view: None,
             state: State::Starting,
             attached: None,
+            in_shards: false,
+            geometry: None,
+            leaving: None,
             ops: 0,
+            hurried: false,
         });
-        self.start(now, self.volumes.len() - 1);
+        self.volumes.len() - 1
     }
 
     /// Pushes everything that is dirty in the volume now. `None` if there is no such volume.
@@ -490,6 +599,15 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         let index = self.index(volume)?;
         let ticket = self.ticket();
         self.feed(now, index, Input::PushNow { ticket: ticket.0 });
+        Some(ticket)
+    }
+
+    /// Copies what lies in other volumes, so that the volume is no clone any more.
+    /// [`Event::Pushed`] says that it is done. `None` if there is no such volume.
+    pub fn flatten(&mut self, now: Instant, volume: Uuid) -> Option<Ticket> {
+        let index = self.index(volume)?;
+        let ticket = self.ticket();
+        self.feed(now, index, Input::Flatten { ticket: ticket.0 });
         Some(ticket)
     }
 
@@ -542,13 +660,13 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         self.gather(Purpose::Admin)
     }
 
-    /// Dirty blocks that the log holds of volumes that are not served.
+    /// Dirty blocks that the log alone holds: of volumes that the shards do not know.
     #[must_use]
     pub fn stranded_blocks(&self) -> u64 {
         let rows = self.rows.all().iter().filter(|row| !row.released);
         let unserved = rows.filter(|row| {
             let known = self.volumes.iter().find(|volume| volume.uuid.0 == row.uuid);
-            known.is_none_or(|volume| volume.attached.is_none())
+            known.is_none_or(|volume| !volume.in_shards)
         });
         unserved.filter_map(|row| self.logged.get(&row.number)).map(|log| log.dirty_blocks).sum()
     }
@@ -573,7 +691,8 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             let (gone, kept) = std::mem::take(&mut self.volumes).into_iter().partition(unserved);
             self.volumes = kept;
             let gone: Vec<Volume> = gone;
-            for volume in gone {
+            // A snapshot that could not be served stays so until somebody asks again.
+            for volume in gone.into_iter().filter(|volume| volume.view.is_none()) {
                 let emptied = self.empty(volume.uuid);
                 self.add_volume(now, volume.uuid, &volume.name, volume.takeover);
                 emptied?;
@@ -594,10 +713,12 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     pub fn begin_delete(&mut self, volume: Uuid) -> Option<Ticket> {
         let index = self.index(volume)?;
         let ticket = self.ticket();
+        self.end_leaving(index, false);
         self.volumes[index].state = State::Deleting(ticket);
         let life = self.volumes[index].life;
         let own = |(handle, batch): (&BatchHandle, &Batch)| (batch.life == life).then_some(*handle);
         let own: Vec<BatchHandle> = self.batches.iter().filter_map(own).collect();
+        self.drop_puts(index);
         own.into_iter().for_each(|batch| self.end_batch(batch));
         self.publish();
         self.settle_delete(index);
@@ -662,59 +783,61 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         if matches!(self.volumes[index].state, State::Deleting(_)) {
             return;
         }
+        self.note_hurry(index, &input);
         self.volumes[index].keeper.handle(now, input);
         let mut next = None;
         loop {
             while let Some(output) = self.volumes[index].keeper.poll_output() {
-                next = self.act(index, output).or(next);
+                next = self.act(now, index, output).or(next);
             }
             let Some(input) = next.take() else { return };
+            self.note_hurry(index, &input);
             self.volumes[index].keeper.handle(now, input);
         }
     }
 
     /// Does what a keeper wants done. Returns what to tell it after all of it is done.
-    fn act(&mut self, index: usize, output: Output) -> Option<Input<'static>> {
+    fn act(&mut self, now: Instant, index: usize, output: Output) -> Option<Input<'static>> {
         match output {
             Output::Remember { nonce, ours } => return Some(self.remember(index, nonce, ours)),
             Output::Attached(attached) => return self.attached(index, attached),
             Output::Refused(refusal) => self.refused(index, &refusal),
-            Output::Get { op, key, first } => {
-                let token = self.keeper_op(index, op);
-                self.store.get(token, &key, first.map(|first| 0..u64::from(first)));
-            }
+            Output::Get { op, key, first } => self.keeper_get(now, index, op, key, first),
             Output::Put { op, key, meta, batches } => {
-                let token = self.keeper_op(index, op);
-                let blocks = batches.iter().map(|batch| self.batches[batch].bytes.clone());
-                let pieces = std::iter::once(Bytes::from_owner(meta)).chain(blocks).collect();
-                self.store.put(token, &key, pieces, false);
+                self.keeper_put(now, index, op, key, meta, &batches);
             }
             Output::Create { op, key, bytes } => {
-                let token = self.keeper_op(index, op);
-                self.store.put(token, &key, vec![Bytes::from_owner(bytes)], true);
+                let job = Job::Create { key, bytes: Bytes::from_owner(bytes) };
+                self.keeper_ask(now, index, op, Lane::Head, job);
+            }
+            Output::Gather { op, blocks, reads } => {
+                self.gather_blocks(now, index, op, blocks, reads);
             }
             Output::List { op, prefix } => {
-                let token = self.keeper_op(index, op);
-                self.store.list(token, &prefix);
+                self.keeper_ask(now, index, op, Lane::Head, Job::List { prefix });
             }
-            Output::Delete { op, key } => {
-                let token = self.keeper_op(index, op);
-                self.store.delete(token, &key);
-            }
+            Output::Delete { op, key } => self.keeper_delete(now, index, op, key),
             Output::DropBatch(batch) => self.end_batch(batch),
             Output::ToShard(shard, mail) => {
+                if shard == ShardId(0) {
+                    self.note_push(now, index, mail);
+                }
                 self.links.mail(shard, mail);
                 if matches!(mail, ToShard::Attach { .. }) && shard.0 + 1 == self.shards {
+                    self.volumes[index].in_shards = true;
                     self.introduce(index);
                 }
             }
             Output::FetchPlan { shard, op, reads, .. } => self.fetch(shard, op, reads),
-            Output::FetchFailed { shard, op } => self.links.answer_fetch(shard, op, None),
+            Output::FetchFailed { shard, op } => self.end_fetch(shard, op, None),
             Output::QueryAnswer { shard, op, data } => {
                 self.links.answer_query(shard, op, Some(data));
             }
             Output::QueryFailed { shard, op } => self.links.answer_query(shard, op, None),
             Output::PushDone { ticket, committed } => {
+                if let Some(next) = self.pushed_leaving(index, Ticket(ticket), committed) {
+                    return next;
+                }
                 self.events.push_back(Event::Pushed { ticket: Ticket(ticket), committed });
             }
             Output::EditRefused { ticket, why } => {
@@ -737,6 +860,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             self.volumes[index].number = self.rows.new_number();
             let saved = self.rows.renumber(uuid, self.volumes[index].number, nonce);
             if saved.is_ok() {
+                self.volumes[index].in_shards = false;
                 self.forget(number);
             }
             saved
@@ -756,10 +880,14 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         let kept = if attached.ours { "kept" } else { "empty" };
         log::info!(
             "volume {}: claimed, committed epoch {:#x}, cached contents {kept}",
-            attached.name,
+            self.volumes[index].name,
             attached.committed.0
         );
         let volume = &mut self.volumes[index];
+        if volume.view.is_some() {
+            volume.attached = Some(attached);
+            return None;
+        }
         volume.name.clone_from(&attached.name);
         volume.attached = Some(attached);
         let Err(reason) = self.rows.attached(uuid, nonce) else { return None };
@@ -793,8 +921,24 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         {
             reason = format!("{reason} ({text})");
         }
-        if let Refusal::Stale { .. } = refusal {
-            reason += ", and so does `heeler cache purge --force`";
+        let Volume { uuid, number, in_shards, .. } = self.volumes[index];
+        match refusal {
+            Refusal::Stale { .. } => {
+                reason += ", and so do `heeler volume forget` and `heeler cache purge --force`; \
+                           `heeler volume salvage` saves them before";
+                if !in_shards {
+                    // How much it is comes to light soon, and then this comes again.
+                    self.volumes[index].state = State::Refused(reason);
+                    return self.events.push_back(Event::Stale { volume: uuid });
+                }
+            }
+            // Nothing is dirty here, and what is clean will never be believed again.
+            Refusal::Owned(_) if in_shards || self.logged.contains_key(&number) => {
+                if let Err(e) = self.empty(uuid) {
+                    log::warn!("volume {}: {e}", self.volumes[index].name);
+                }
+            }
+            _ => {}
         }
         self.refuse(index, reason);
     }
@@ -810,18 +954,22 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     fn fenced(&mut self, index: usize, by: Option<keeper::Owner>) {
         let by = by.map_or_else(|| "another server".into(), |owner| owner.to_string());
         let reason = format!(
-            "taken by {by}; what was not pushed before stays in this cache, and can only be \
-             dropped: `heeler cache purge --force`"
+            "taken by {by}; what was not pushed before stays in this cache: save it with `heeler \
+             volume salvage`, then drop it with `heeler volume forget` or `heeler cache purge \
+             --force`"
         );
+        self.drop_puts(index);
         let volume = &mut self.volumes[index];
         log::error!("volume {}: {reason}", volume.name);
         volume.state = State::Fenced(reason);
+        self.end_leaving(index, false);
         self.publish();
     }
 
     fn released(&mut self, index: usize) {
+        self.drop_puts(index);
         let volume = &mut self.volumes[index];
-        let (uuid, held) = (volume.uuid, volume.attached.is_some());
+        let (uuid, held) = (volume.uuid, volume.attached.is_some() && volume.view.is_none());
         if !matches!(volume.state, State::Refused(_)) {
             volume.state = State::Released;
         }
@@ -831,49 +979,107 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 // The next start then takes the volume for one that may be dirty here.
                 log::warn!("volume {}: {reason}", self.volumes[index].name);
             }
+            self.rest(index);
         }
+        self.end_leaving(index, held);
         self.publish();
-    }
-
-    fn keeper_op(&mut self, index: usize, op: StoreOp) -> Token {
-        let volume = &mut self.volumes[index];
-        volume.ops += 1;
-        let pending = Pending::Keeper { volume: volume.uuid, life: volume.life, op };
-        self.token(pending)
-    }
-
-    fn token(&mut self, pending: Pending) -> Token {
-        self.tokens += 1;
-        self.pending.insert(Token(self.tokens), pending);
-        Token(self.tokens)
     }
 
     fn fetch(&mut self, shard: ShardId, op: OpId, reads: Vec<PackRead>) {
         if reads.is_empty() {
-            return self.links.answer_fetch(shard, op, Some(Vec::new()));
+            return self.end_fetch(shard, op, Some(Vec::new()));
         }
         self.fetches.add((shard, op), reads);
     }
 
+    /// Asks where the blocks of a fetch are.
+    fn plan_fetch(&mut self, now: Instant, shard: ShardId, op: OpId) {
+        let asked = self.asked.get_mut(&(shard, op)).expect("a fetch is answered once");
+        asked.plans += 1;
+        let Asked { volume, object, first, count, .. } = *asked;
+        match self.keeper_of(volume) {
+            Some(index) => {
+                self.feed(now, index, Input::Fetch { shard, op, object, first, count });
+            }
+            None => self.end_fetch(shard, op, None),
+        }
+    }
+
+    /// The reads of a fetch have ended. If a pack was missing it has been rewritten since they
+    /// were planned, and the keeper knows where its blocks are now.
+    fn answer_fetch(&mut self, now: Instant, answer: fetch::Answer) {
+        let fetch::Answer { shard, op, pieces, missing } = answer;
+        if missing && self.asked.get(&(shard, op)).is_some_and(|asked| asked.plans < PLANS_MAX) {
+            self.fetches.handle_copied((shard, op));
+            return self.plan_fetch(now, shard, op);
+        }
+        if missing {
+            log::error!("a fetch fails: a pack is missing in the store; run `heeler check`");
+        }
+        self.end_fetch(shard, op, pieces);
+    }
+
+    fn end_fetch(&mut self, shard: ShardId, op: OpId, pieces: Option<Vec<FetchedPiece>>) {
+        self.asked.remove(&(shard, op));
+        self.links.answer_fetch(shard, op, pieces);
+    }
+
     /// A batch's bytes are no longer held.
     fn end_batch(&mut self, batch: BatchHandle) {
-        if let Some(Batch { core, bytes, .. }) = self.batches.remove(&batch) {
+        if let Some(Batch { core: Some(core), bytes, .. }) = self.batches.remove(&batch) {
             self.links.send_to_core(core, FromControl::BatchesEnded { bytes: bytes.len() });
         }
     }
 
-    fn send_read(&mut self, read: Read) {
-        let (key, from) = (read.plan.key.clone(), read.plan.offset);
-        let to = from + u64::from(read.plan.len);
-        let token = self.token(Pending::Read(read));
-        self.store.get(token, &key, Some(from..to));
+    fn gather_blocks(
+        &mut self,
+        now: Instant,
+        index: usize,
+        op: StoreOp,
+        blocks: u16,
+        reads: Vec<PackRead>,
+    ) {
+        self.volumes[index].ops += 1;
+        let whose = (self.volumes[index].uuid, self.volumes[index].life, op);
+        for part in self.gatherings.begin(whose, blocks, reads) {
+            let (key, from) = (part.plan.key.clone(), part.plan.offset);
+            let to = from + u64::from(part.plan.len);
+            let job = Job::Get { key, range: Some(from..to) };
+            self.ask(now, Pending::Gather(part), Lane::Read, job);
+        }
+    }
+
+    fn gathered(&mut self, now: Instant, (volume, life, op): gather::Whose, end: Gathered) {
+        let index = self.index(volume).filter(|i| self.volumes[*i].life == life);
+        let Some(index) = index else { return };
+        self.volumes[index].ops -= 1;
+        if matches!(self.volumes[index].state, State::Deleting(_)) {
+            return self.settle_delete(index);
+        }
+        match end {
+            Gathered::Blocks(bytes) => {
+                self.handles += 1;
+                let batch = BatchHandle(self.handles);
+                self.batches.insert(batch, Batch { life, core: None, bytes });
+                let result = StoreResult::Gathered(batch);
+                self.feed(now, index, Input::StoreDone { op, result });
+            }
+            Gathered::Failed { transient, text } => {
+                self.feed_answer(now, index, op, StoreAnswer::Failed { transient, text });
+            }
+        }
     }
 
     fn handle_answer(&mut self, now: Instant, token: Token, answer: StoreAnswer) {
         match self.pending.remove(&token).expect("the store answers once") {
             Pending::Read(read) => {
                 if let Some(answer) = self.fetches.handle(now, read, answer) {
-                    self.links.answer_fetch(answer.shard, answer.op, answer.pieces);
+                    self.answer_fetch(now, answer);
+                }
+            }
+            Pending::Gather(part) => {
+                if let Some((whose, end)) = self.gatherings.handle(&part, answer) {
+                    self.gathered(now, whose, end);
                 }
             }
             Pending::Keeper { volume, life, op } => {
@@ -889,12 +1095,13 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     }
 
     fn feed_answer(&mut self, now: Instant, index: usize, op: StoreOp, answer: StoreAnswer) {
-        let keys: Vec<&str>;
+        let objects: Vec<Listed<'_>>;
         let result = match &answer {
             StoreAnswer::Got(bytes) => StoreResult::Got(bytes),
             StoreAnswer::Listed(listed) => {
-                keys = listed.iter().map(String::as_str).collect();
-                StoreResult::Listed(&keys)
+                let listed = listed.iter();
+                objects = listed.map(|o| Listed { key: &o.key, bytes: o.bytes }).collect();
+                StoreResult::Listed(&objects)
             }
             StoreAnswer::Done => StoreResult::Done,
             StoreAnswer::AlreadyExists => StoreResult::AlreadyExists,
@@ -915,13 +1122,9 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 }
             }
             ToControl::Fetch { shard, op, volume, object, first, count } => {
-                match self.keeper_of(volume) {
-                    Some(index) => {
-                        let input = Input::Fetch { shard, op, object, first, count };
-                        self.feed(now, index, input);
-                    }
-                    None => self.links.answer_fetch(shard, op, None),
-                }
+                let asked = Asked { volume, object, first, count, plans: 0 };
+                self.asked.insert((shard, op), asked);
+                self.plan_fetch(now, shard, op);
             }
             ToControl::Query { shard, op, volume, object, first, count } => {
                 match self.keeper_of(volume) {
@@ -941,7 +1144,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 self.handles += 1;
                 let batch = BatchHandle(self.handles);
                 let (life, bytes) = (self.volumes[index].life, Bytes::from(bytes));
-                self.batches.insert(batch, Batch { life, core, bytes });
+                self.batches.insert(batch, Batch { life, core: Some(core), bytes });
                 let (runs, crcs) = (&runs, &crcs);
                 self.feed(now, index, Input::Batch { shard, epoch, batch, runs, crcs });
             }
@@ -956,6 +1159,14 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             ToControl::Copied { shard, op } => self.fetches.handle_copied((shard, op)),
             ToControl::Status { ticket, core, status } => {
                 self.handle_status(Ticket(ticket), core, status);
+            }
+            ToControl::Closed { ticket } => self.handle_closed(now, Ticket(ticket)),
+            ToControl::Dirty { ticket, runs, next } => {
+                let ticket = Ticket(ticket);
+                self.events.push_back(Event::Dirty { ticket, runs, next });
+            }
+            ToControl::Salvaged { ticket, bytes } => {
+                self.events.push_back(Event::Salvaged { ticket: Ticket(ticket), bytes });
             }
             ToControl::Drained(core) => {
                 log::debug!("core {} is drained", core.0);
@@ -998,7 +1209,10 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
 
     /// Tells the cores which volumes may be opened.
     fn publish(&mut self) {
-        let exports: Arc<[ExportInfo]> = self.volumes.iter().filter_map(Volume::export).collect();
+        // Volumes first: the first of all is what a client gets that names none.
+        let of = |view| self.volumes.iter().filter(move |volume| volume.view.is_some() == view);
+        let exports = of(false).chain(of(true)).filter_map(Volume::export);
+        let exports: Arc<[ExportInfo]> = exports.collect();
         self.links.exports(&exports);
     }
 
@@ -1014,6 +1228,10 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
         if let Some(number) = self.rows.find(volume).map(|row| row.number) {
             self.rows.empty(volume)?;
             self.forget(number);
+            let new = self.rows.find(volume).map_or(number, |row| row.number);
+            if let Some(index) = self.index(volume) {
+                (self.volumes[index].number, self.volumes[index].in_shards) = (new, false);
+            }
         }
         Ok(())
     }
@@ -1066,10 +1284,19 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     }
 }
 
+/// A seed for what must differ between servers, but need not be a secret.
+fn seed(random: &mut dyn FnMut() -> [u8; 16]) -> u64 {
+    let mut seed = [0; 8];
+    seed.copy_from_slice(&random()[..8]);
+    u64::from_le_bytes(seed)
+}
+
 fn volume_of(mail: &ToKeeper) -> VolumeId {
     match *mail {
         ToKeeper::Dirtied { volume }
+        | ToKeeper::Grown { volume }
         | ToKeeper::Pressure { volume }
+        | ToKeeper::Sync { volume }
         | ToKeeper::Frozen { volume, .. }
         | ToKeeper::Pushed { volume, .. } => volume,
     }

@@ -10,6 +10,7 @@
 //! * sleeps between turns, by [`CoreLoop::prepare_park`] and [`CoreLoop::awake`].
 
 mod memory;
+mod salvage;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -27,6 +28,7 @@ use heeler_core::time::{Duration, Instant};
 use heeler_hw::{Arena, BlockQueue, IoKind, PAGE_BYTES};
 
 use self::memory::{Batches, Reports};
+use self::salvage::{SALVAGE_ID, Saves};
 use crate::device::{Device, DeviceOp, Done};
 use crate::front::{ConnId, ConnectionBudget, Front, Issued, OpenError, core_of_id};
 use crate::mail::{
@@ -97,6 +99,8 @@ struct Host<'a> {
     volumes: Vec<(VolumeId, Windows<Traffic>)>,
     /// Scrubs, which have their turn one after the other.
     scrubs: VecDeque<Scrub>,
+    /// What is to be saved of volumes that are gone.
+    saves: Saves,
     /// What it says of its memory.
     reports: Reports,
 }
@@ -114,7 +118,11 @@ impl Host<'_> {
 
     fn note_volume(&mut self, now: Instant, mail: ToShard) {
         match mail {
-            ToShard::Attach { volume, .. } => self.volumes.push((volume, Windows::new(now))),
+            ToShard::Attach { volume, .. }
+                if self.volumes.iter().all(|(known, _)| *known != volume) =>
+            {
+                self.volumes.push((volume, Windows::new(now)));
+            }
             ToShard::Forget { volume } => self.volumes.retain(|(known, _)| *known != volume),
             _ => {}
         }
@@ -217,6 +225,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
                 past: Windows::new(Instant(0)),
                 volumes: Vec::new(),
                 scrubs: VecDeque::new(),
+                saves: Saves::default(),
                 reports: Reports::default(),
             }
         };
@@ -256,15 +265,16 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
             busy |= self.take_requests();
             busy |= self.take_mail();
             busy |= self.settle_shards();
-            busy |= self.send_batches();
             if !busy {
                 break;
             }
         }
+        busy |= self.send_batch();
         self.retry_device();
         self.device.start_flush();
         let submitted = self.device.submit();
         let saving = self.report_drained();
+        self.report_closed();
         self.report_memory();
         let post_again = self.post.flush(self.now);
         if busy || saving || self.front.has_work() {
@@ -511,6 +521,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                     self.post.send_silently(core, CoreMail::Release { shard, lease });
                 }
             }
+            CoreMail::HandedBack { blocks } => self.front.handle_handed_back(blocks.as_slice()),
             CoreMail::Release { shard, lease } => {
                 self.tell(self.host_of(shard), Input::Release(lease));
             }
@@ -546,6 +557,14 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                 for host in &mut self.hosts {
                     host.scrubs.push_back(Scrub::new(volume));
                 }
+            }
+            FromControl::Close { volume, ticket } => self.front.close_volume(volume, ticket),
+            FromControl::ListDirty { shard, volume, at, ticket } => {
+                self.list_dirty(self.host_of(shard), volume, at, ticket);
+            }
+            FromControl::ReadDirty { shard, volume, run, ticket } => {
+                let host = self.host_of(shard);
+                self.hosts[host].saves.push(ticket, volume, run);
             }
             FromControl::Report { ticket } => {
                 let (core, status) = (self.core, self.status());
@@ -588,6 +607,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         for at in 0..self.hosts.len() {
             self.retry_backlog(at);
             any |= self.step_scrub(at);
+            any |= self.step_saves(at);
             let host = &self.hosts[at];
             if host.touched || host.shard.poll_timeout().is_some_and(|when| when <= self.now) {
                 self.tell(at, Input::Turn);
@@ -623,6 +643,11 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
     fn retry_device(&mut self) {
         while let Some(DeviceOp { host, op, .. }) = self.device.waiting() {
             if !self.device.retry(self.hosts[host].shard.op_pages(op)) {
+                return;
+            }
+        }
+        while let Some(DeviceOp { host, op, .. }) = self.device.waiting_push() {
+            if !self.device.start_push_read(self.hosts[host].shard.op_pages(op)) {
                 return;
             }
         }
@@ -741,6 +766,8 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
             }
             Output::Batch { op, volume, epoch } => self.take_batch(at, op, volume, epoch),
             Output::Reply(reply) => self.pass_on(at, reply),
+            Output::HandBack { id } => self.hand_back(at, id),
+            Output::Late(reply) => self.pass_on_late(at, reply),
             Output::Keeper(mail) => self.tell_keeper(at, mail),
         }
     }
@@ -750,13 +777,38 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         let pages = host.shard.op_pages(op);
         debug_assert_eq!(pages.len(), count as usize);
         let offset = host.region + u64::from(page) * PAGE_BYTES as u64;
-        self.device.push(DeviceOp { host: at, op, kind, offset }, pages);
+        let push_pages = if host.shard.is_for_push(op) { pages.len() } else { 0 };
+        self.device.push(DeviceOp { host: at, op, kind, offset, push_pages }, pages);
+    }
+
+    /// Brings the pages of a write that goes on waiting to the core it came from.
+    fn hand_back(&mut self, at: usize, id: u64) {
+        let core = core_of_id(id);
+        let blocks = self.hosts[at].shard.reply_blocks();
+        if core == self.core {
+            self.front.handle_handed_back(blocks);
+        } else {
+            let blocks = Blocks::new(blocks);
+            self.post.send_to_core(core, CoreMail::HandedBack { blocks });
+        }
+    }
+
+    /// Brings a reply without blocks to the connection that asked.
+    fn pass_on_late(&mut self, at: usize, reply: Reply) {
+        let core = core_of_id(reply.id);
+        if core == self.core {
+            return self.front.handle_reply(&reply, &[]);
+        }
+        let (shard, blocks) = (self.hosts[at].id, Blocks::new(&[]));
+        self.post.send_to_core(core, CoreMail::Reply { shard, reply, blocks });
     }
 
     /// Brings a reply to the connection that asked, here or on another core.
     fn pass_on(&mut self, at: usize, reply: Reply) {
-        if reply.id == SCRUB_ID {
-            return self.hosts[at].scrub_answered(reply.status);
+        match reply.id {
+            SCRUB_ID => return self.hosts[at].scrub_answered(reply.status),
+            SALVAGE_ID => return self.saved(at, reply),
+            _ => {}
         }
         let host = &self.hosts[at];
         let core = core_of_id(reply.id);

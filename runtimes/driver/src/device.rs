@@ -7,6 +7,9 @@ use heeler_core::ids::{OpId, PageId};
 use heeler_hw::{BlockQueue, Io, IoKind};
 use slab::Slab;
 
+/// Reads for pushes that are in flight at most, and pages of theirs, but for a single larger one. A
+/// client's read then waits for no more of them than for another client's.
+const PUSH_READS_MAX: (usize, usize) = (2, 32);
 /// The token of a device flush; all others are keys of `Device::ops`.
 const FLUSH_TOKEN: u64 = u64::MAX;
 
@@ -19,6 +22,8 @@ pub(crate) struct DeviceOp {
     pub(crate) kind: IoKind,
     /// Bytes from the start of the device.
     pub(crate) offset: u64,
+    /// Of a read for a push: its pages. Others are not counted.
+    pub(crate) push_pages: usize,
 }
 
 /// What has ended.
@@ -36,6 +41,10 @@ pub(crate) struct Device<Q> {
     ops: Slab<DeviceOp>,
     /// What found the queue full, in order.
     backlog: VecDeque<DeviceOp>,
+    /// Reads for pushes that wait for earlier ones.
+    push_reads: VecDeque<DeviceOp>,
+    /// Of those in flight: how many, and their pages.
+    push_running: (usize, usize),
     /// Who asked for a flush since the one in flight was pushed. Only a later one covers them.
     flush_wanted: Vec<(usize, OpId)>,
     /// Whom the flush in flight, or the one that just ended, covers.
@@ -50,6 +59,8 @@ impl<Q: BlockQueue> Device<Q> {
             queue,
             ops: Slab::with_capacity(depth),
             backlog: VecDeque::with_capacity(depth),
+            push_reads: VecDeque::with_capacity(depth),
+            push_running: (0, 0),
             flush_wanted: Vec::new(),
             flush_riders: Vec::new(),
             flushing: false,
@@ -67,9 +78,32 @@ impl<Q: BlockQueue> Device<Q> {
 
     /// Starts a read or a write; one that finds the queue full waits its turn.
     pub(crate) fn push(&mut self, op: DeviceOp, pages: &[PageId]) {
-        if !self.backlog.is_empty() || !self.try_push(op, pages) {
+        if op.push_pages > 0 {
+            self.push_reads.push_back(op);
+        } else if !self.backlog.is_empty() || !self.try_push(op, pages) {
             self.backlog.push_back(op);
         }
+    }
+
+    /// The read for a push that may start now, when nothing else waits.
+    pub(crate) fn waiting_push(&self) -> Option<DeviceOp> {
+        let (ops, pages) = self.push_running;
+        let first = self.push_reads.front().filter(|_| self.backlog.is_empty())?;
+        let (ops_max, pages_max) = PUSH_READS_MAX;
+        let room = ops == 0 || ops < ops_max && pages + first.push_pages <= pages_max;
+        room.then_some(*first)
+    }
+
+    /// Starts the read that [`Self::waiting_push`] named.
+    pub(crate) fn start_push_read(&mut self, pages: &[PageId]) -> bool {
+        let Some(op) = self.waiting_push() else { return false };
+        let pushed = self.try_push(op, pages);
+        if pushed {
+            self.push_reads.pop_front();
+            self.push_running.0 += 1;
+            self.push_running.1 += op.push_pages;
+        }
+        pushed
     }
 
     /// The operation that waits first.
@@ -129,7 +163,12 @@ impl<Q: BlockQueue> Device<Q> {
             self.flushing = false;
             return Some(Done::Flush(ok));
         }
-        Some(Done::Op(self.ops.remove(completion.token as usize), ok))
+        let op = self.ops.remove(completion.token as usize);
+        if op.push_pages > 0 {
+            self.push_running.0 -= 1;
+            self.push_running.1 -= op.push_pages;
+        }
+        Some(Done::Op(op, ok))
     }
 
     /// One of those who waited for the flush that ended.
@@ -184,6 +223,51 @@ mod tests {
     }
 
     #[test]
+    fn reads_for_pushes_are_few_and_those_of_clients_overtake_them() {
+        let arena = Arena::new(256).unwrap();
+        let disk = SimDisk::new(4 << 20, 1);
+        let mut device = Device::new(disk.queue(&arena, 64));
+        let pages: Vec<PageId> = (0..256).map(PageId).collect();
+        let read = |n: u32, push_pages| DeviceOp {
+            host: 0,
+            op: op(n),
+            kind: IoKind::Read,
+            offset: 0,
+            push_pages,
+        };
+        let sizes = [1, 1, 1, 31, 64];
+        (0..5).for_each(|n| device.push(read(n, sizes[n as usize]), &[]));
+        let start = |device: &mut Device<_>| {
+            let mut started = Vec::new();
+            while let Some(op) = device.waiting_push() {
+                let first = 34 * op.op.slot as usize;
+                assert!(device.start_push_read(&pages[first..first + op.push_pages]));
+                started.push(op.op.slot);
+            }
+            started
+        };
+        assert_eq!(start(&mut device), [0, 1]);
+        device.push(read(9, 0), &pages[255..]);
+        let mut ended = Vec::new();
+        let mut end_one = |device: &mut Device<_>| {
+            assert!(device.submit() && disk.step());
+            let Some(Done::Op(op, true)) = device.reap() else { panic!("it has ended") };
+            ended.push(op.op.slot);
+            op.push_pages > 0
+        };
+        while !end_one(&mut device) {}
+        while device.push_running.0 > 0 {
+            end_one(&mut device);
+        }
+        assert_eq!(start(&mut device), [2, 3], "as many pages as may be");
+        (0..2).for_each(|_| _ = end_one(&mut device));
+        assert_eq!(start(&mut device), [4], "a large one goes alone");
+        end_one(&mut device);
+        ended.sort_unstable();
+        assert_eq!(ended, [0, 1, 2, 3, 4, 9]);
+    }
+
+    #[test]
     fn what_finds_the_queue_full_goes_later_in_order() {
         let arena = Arena::new(3).unwrap();
         let disk = SimDisk::new(1 << 20, 1);
@@ -193,6 +277,7 @@ mod tests {
             op: op(n),
             kind: IoKind::Write,
             offset: u64::from(n) << 12,
+            push_pages: 0,
         };
         for n in 0..3 {
             device.push(write(n), &[PageId(n)]);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use heeler_core::event::{Reply, Request, RequestKind};
 use heeler_core::ids::{BlockRef, CoreId, PageId, ShardId, VolumeId};
-use heeler_core::session::{Export, ID_BITS, Issue, Payload, Reason};
+use heeler_core::session::{Export, ID_BITS, Issue, Payload, Reason, State};
 use heeler_hw::Arena;
 
 use crate::connection::{Connection, Received, session_config};
@@ -129,6 +129,8 @@ pub(crate) struct Front {
     noted: VecDeque<ConnId>,
     transit: Transit,
     exports: Vec<Export>,
+    /// Volumes that are being closed, and the number of the order.
+    closing: Vec<(VolumeId, u64)>,
     draining: bool,
     requests: u64,
     /// The pages of the request that was issued last.
@@ -156,6 +158,7 @@ impl Front {
             noted: VecDeque::with_capacity(CONNECTIONS_MAX),
             transit: Transit::new(transit),
             exports: Vec::new(),
+            closing: Vec::new(),
             draining: false,
             requests: 0,
             blocks: Vec::with_capacity(heeler_core::limits::REQUEST_BLOCKS_MAX),
@@ -373,6 +376,11 @@ impl Front {
         false
     }
 
+    /// The pages of a write whose answer will come later.
+    pub(crate) fn handle_handed_back(&mut self, blocks: &[BlockRef]) {
+        blocks.iter().for_each(|block| self.transit.give(block.page));
+    }
+
     /// A shard's answer. The blocks of a read are copied before this returns.
     pub(crate) fn handle_reply(&mut self, reply: &Reply, blocks: &[BlockRef]) {
         let handed_back = reply.kind == RequestKind::Write;
@@ -404,6 +412,26 @@ impl Front {
                 self.shut_down(at);
             }
         }
+    }
+
+    /// [`Self::poll_closed`] is to say when no session uses the volume.
+    pub(crate) fn close_volume(&mut self, volume: VolumeId, ticket: u64) {
+        self.closing.retain(|(known, _)| *known != volume);
+        self.closing.push((volume, ticket));
+    }
+
+    /// The number of an order to close a volume that nobody uses any more.
+    pub(crate) fn poll_closed(&mut self) -> Option<u64> {
+        let closed = self.closing.iter().position(|(volume, _)| !self.is_used(*volume))?;
+        Some(self.closing.swap_remove(closed).1)
+    }
+
+    /// Whether a session may still ask for something of the volume, or waits for an answer.
+    fn is_used(&self, volume: VolumeId) -> bool {
+        self.slots.iter().filter_map(|slot| slot.connection.as_ref()).any(|connection| {
+            let over = connection.session.state() == State::Closed && connection.outstanding == 0;
+            connection.session.volume() == Some(volume) && !over
+        })
     }
 
     /// Ends all sessions once what is under way is done, and takes no new ones.

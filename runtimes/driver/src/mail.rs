@@ -10,7 +10,7 @@ use heeler_core::ids::{BlockRef, CoreId, Epoch, OpId, PageId, ShardId, VolumeId}
 use heeler_core::lending::Place;
 use heeler_core::limits::REQUEST_BLOCKS_MAX;
 use heeler_core::policy::Policy;
-use heeler_core::shard::{Budget, BudgetReport, ShardUsage};
+use heeler_core::shard::{Budget, BudgetReport, DirtyRun, SalvageAt, ShardUsage};
 
 use crate::windows::{ShardCounts, Spans};
 
@@ -58,6 +58,11 @@ pub enum CoreMail {
         /// The answer.
         reply: Reply,
         /// Its blocks.
+        blocks: Blocks,
+    },
+    /// Pages of a write whose answer will come later.
+    HandedBack {
+        /// As many as it brought.
         blocks: Blocks,
     },
     /// The pages lent by a reply are no longer used.
@@ -220,6 +225,28 @@ pub enum ToControl {
         /// Its state.
         status: CoreStatus,
     },
+    /// The answer to [`FromControl::Close`]: no session of this core uses the volume, and no
+    /// request of one is under way.
+    Closed {
+        /// The order's number.
+        ticket: u64,
+    },
+    /// The answer to [`FromControl::ListDirty`].
+    Dirty {
+        /// The question's number.
+        ticket: u64,
+        /// What was found.
+        runs: Vec<DirtyRun>,
+        /// Where to go on; `None`: there is no more.
+        next: Option<SalvageAt>,
+    },
+    /// The answer to [`FromControl::ReadDirty`].
+    Salvaged {
+        /// The question's number.
+        ticket: u64,
+        /// The blocks; `None`: not all of them can be read.
+        bytes: Option<Vec<u8>>,
+    },
     /// The core has finished draining: no connection is left and no request is under way.
     Drained(CoreId),
 }
@@ -303,6 +330,36 @@ pub enum FromControl {
     Scrub {
         /// The volume.
         volume: VolumeId,
+    },
+    /// Say [`ToControl::Closed`] as soon as no session uses the volume, which is not listed (any
+    /// more). Another order for the same volume takes the place of this one.
+    Close {
+        /// The volume.
+        volume: VolumeId,
+        /// Comes back in the answer.
+        ticket: u64,
+    },
+    /// List some of the dirty blocks that a shard has of a volume.
+    ListDirty {
+        /// The shard.
+        shard: ShardId,
+        /// The volume.
+        volume: VolumeId,
+        /// From where on.
+        at: SalvageAt,
+        /// Comes back in the answer.
+        ticket: u64,
+    },
+    /// Read dirty data of a volume that is gone.
+    ReadDirty {
+        /// The shard.
+        shard: ShardId,
+        /// The volume.
+        volume: VolumeId,
+        /// What to read: data.
+        run: DirtyRun,
+        /// Comes back in the answer.
+        ticket: u64,
     },
     /// Report the core's state.
     Report {

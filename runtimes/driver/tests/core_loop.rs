@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use heeler_core::counters::{Counts, Scrubbed, Traffic};
-use heeler_core::event::ToKeeper;
-use heeler_core::ids::{VolumeId, shard_of};
+use heeler_core::event::{Mode, ToKeeper, ToShard};
+use heeler_core::ids::{ShardId, VolumeId, shard_of};
 use heeler_core::policy::Policy;
-use heeler_core::shard::ShardCounters;
+use heeler_core::shard::{DirtyKind, DirtyRun, SalvageAt, ShardCounters};
 use heeler_core::time::Duration;
 use heeler_driver::OpenError;
 use heeler_driver::mail::FromControl;
@@ -85,17 +85,47 @@ fn flushed_writes_survive_a_power_cut() {
 /// Requests of several clients that do not overlap while they are under way, against a model.
 #[test]
 fn random_requests_agree_with_a_model() {
-    random_requests(0..6, false);
+    random_requests(0..6, false, false);
+}
+
+#[test]
+fn clients_see_no_mode_change() {
+    random_requests(20..32, false, true);
+}
+
+/// With the store away, a client whose writes wait for it must not keep what others need.
+#[test]
+fn writes_that_wait_for_the_store_hold_neither_pages_nor_tasks() {
+    for cores in [1, 2] {
+        let mut rig = Rig::new(new_disk(13), cores, 13);
+        let client = rig.connect(0, true);
+        rig.store_away = true;
+        rig.set_mode(Mode::WriteThrough);
+        rig.settle();
+        let data = pattern(6, 4 << 20);
+        rig.clients[client].write(0, &data);
+        rig.clients[client].trim(6 << 20, 1 << 20);
+        // Four times as much as there are pages for, and no answer.
+        rig.settle();
+        assert!(rig.clients[client].done.is_empty());
+        rig.check(TRANSIT);
+        rig.store_away = false;
+        rig.push();
+        ok(&mut rig, client);
+        rig.clients[client].read(0, 4 << 20);
+        assert!(rig.finish(client)[0].bytes == data);
+        rig.check(TRANSIT);
+    }
 }
 
 /// Shards and cores give pages back and get others all the time. In builds with debug assertions
 /// the arena sees who uses a page that has no memory, or that another uses.
 #[test]
 fn nobody_notices_that_the_memory_changes_its_size() {
-    random_requests(10..16, true);
+    random_requests(10..16, true, false);
 }
 
-fn random_requests(seeds: Range<u64>, resize: bool) {
+fn random_requests(seeds: Range<u64>, resize: bool, modes: bool) {
     for seed in seeds {
         let cores = 1 + (seed % 3) as u16;
         let mut rig = Rig::new(new_disk(seed), cores, seed);
@@ -118,6 +148,10 @@ fn random_requests(seeds: Range<u64>, resize: bool) {
                 sizes.push(rig.lending.usage().arena_bytes);
                 let more = rig.rng.below(2) * rig.rng.below(96 << 20);
                 rig.resize(rig.lending.bytes_min() + more);
+            }
+            if modes && round % 60 == 0 {
+                let mode = Mode::ALL[rig.rng.index(Mode::ALL.len())];
+                rig.set_mode(mode);
             }
             let client = rig.rng.index(3);
             let most = if rig.rng.chance(1, 8) { 400_000 } else { 20_000 };
@@ -299,6 +333,72 @@ fn a_volume_that_is_no_longer_exported_loses_its_clients() {
     rig.export(false);
     rig.settle();
     assert!(rig.clients[client].closed);
+    rig.check(TRANSIT);
+}
+
+#[test]
+fn a_volume_is_closed_when_its_last_request_is_answered() {
+    for seed in 0..8 {
+        let mut rig = Rig::new(new_disk(seed), 2, seed);
+        let (busy, other) = (rig.connect(0, true), rig.connect(1, false));
+        for ticket in [1, 2] {
+            (0..2).for_each(|core| rig.tell(core, FromControl::Close { volume: VOLUME, ticket }));
+        }
+        rig.settle();
+        assert!(rig.heard.closed.is_empty(), "its clients are there");
+        let bytes = pattern(seed, 500_000);
+        rig.clients[busy].write(0, &bytes);
+        rig.clients[busy].read(3 << OBJECT_SHIFT, 100_000);
+        rig.clients[other].write(4 << 20, &bytes[..9000]);
+        (0..rig.rng.index(60)).for_each(|_| _ = rig.step());
+        rig.export(false);
+        while rig.heard.closed.len() < 2 {
+            assert!(rig.step(), "seed {seed}: it is not closed");
+            let shards = rig.cores.iter().flat_map(|core| core.shards());
+            let tasks: u64 = shards.map(|(_, shard)| shard.usage().tasks).sum();
+            assert!(rig.heard.closed.len() < 2 || tasks == 0, "seed {seed}: something runs");
+        }
+        assert_eq!(rig.heard.closed, [2, 2], "the second order took the place of the first");
+        rig.settle();
+        assert!(rig.clients.iter().all(|client| client.closed));
+        rig.check(TRANSIT);
+    }
+}
+
+#[test]
+fn what_is_dirty_of_a_lost_volume_is_listed_and_read() {
+    let mut rig = Rig::new(new_disk(5), 2, 5);
+    let client = rig.connect(0, true);
+    let bytes = pattern(5, 3 << OBJECT_SHIFT);
+    rig.clients[client].write(0, &bytes);
+    rig.clients[client].trim(4 << OBJECT_SHIFT, 3 * 4096);
+    ok(&mut rig, client);
+    rig.tell_shards(ToShard::Fenced { volume: VOLUME });
+    (0..SHARDS).for_each(|shard| rig.list_dirty(ShardId(shard), SalvageAt::default()));
+    rig.settle();
+    let found = std::mem::take(&mut rig.heard.dirty);
+    let mut saved = vec![0; bytes.len()];
+    for (shard, run) in found {
+        if run.kind == DirtyKind::Zero {
+            assert_eq!((run.object, run.first, run.count), (4, 0, 3));
+            continue;
+        }
+        let core = usize::from(shard.0) % 2;
+        rig.tell(core, FromControl::ReadDirty { shard, volume: VOLUME, run, ticket: 1 });
+        rig.settle();
+        let blocks = rig.heard.salvaged.pop().expect("an answer").expect("readable");
+        let at = (run.object << OBJECT_SHIFT) as usize + usize::from(run.first) * 4096;
+        saved[at..at + blocks.len()].copy_from_slice(&blocks);
+    }
+    assert!(saved == bytes);
+    let gone = DirtyRun { object: 0, first: 0, count: 1, kind: DirtyKind::Data };
+    rig.tell_shards(ToShard::Forget { volume: VOLUME });
+    rig.settle();
+    let shard = shard_of(VOLUME, 0, SHARDS);
+    let core = usize::from(shard.0) % 2;
+    rig.tell(core, FromControl::ReadDirty { shard, volume: VOLUME, run: gone, ticket: 1 });
+    rig.settle();
+    assert!(rig.heard.salvaged == [None]);
     rig.check(TRANSIT);
 }
 

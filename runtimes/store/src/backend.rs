@@ -1,6 +1,5 @@
 //! One try of one request. [`Store`](crate::Store) adds lanes, timeouts and retries.
 
-use std::error::Error;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path as FilePath;
@@ -11,7 +10,6 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::client::{HttpError, HttpErrorKind};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -20,7 +18,11 @@ use object_store::{
     PutPayload, RetryConfig,
 };
 
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
 use crate::config::is_loopback;
+use crate::explain::{Target, Verb, explain};
 use crate::{ConfigError, ErrorKind, Place, S3Options, StoreConfig, StoreError};
 
 /// One object in a listing.
@@ -55,6 +57,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// All objects whose keys begin with `prefix` and a slash, sorted by key.
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>>;
+
+    /// Removes what crashes have left of puts and no listing shows.
+    fn sweep(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// A directory, an S3 bucket or this process's memory.
@@ -63,40 +70,48 @@ pub(crate) struct Remote {
     inner: Arc<dyn ObjectStore>,
     /// Empty, or what every key in the bucket begins with.
     prefix: String,
-    service: Service,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Service {
-    S3,
-    Other,
+    target: Target,
+    /// For the begin of an answer, or a page of a listing.
+    patience: Duration,
+    bytes_per_second_min: u64,
 }
 
 impl Remote {
     /// Connects nothing yet, except that a directory is created.
     pub(crate) fn open(config: &StoreConfig) -> Result<Self, ConfigError> {
-        let other = |inner| Self { inner, prefix: String::new(), service: Service::Other };
+        let remote = |inner, prefix: &str, target| Self {
+            inner,
+            prefix: prefix.into(),
+            target,
+            patience: config.request_timeout,
+            bytes_per_second_min: config.bytes_per_second_min,
+        };
         match &config.place {
-            Place::Memory => Ok(other(Arc::new(InMemory::new()))),
+            Place::Memory => Ok(remote(Arc::new(InMemory::new()), "", Target::Memory)),
             Place::Directory(path) => {
                 let unusable = |e: &dyn fmt::Display| {
                     ConfigError(format!(
-                        "the store directory {} cannot be used: {e}",
+                        "the store directory {} cannot be used: {e}; name another with --store",
                         path.display()
                     ))
                 };
                 create_directory(path).map_err(|e| unusable(&e))?;
                 let files = LocalFileSystem::new_with_prefix(path).map_err(|e| unusable(&e))?;
                 // Each put syncs the file and its directory before it succeeds.
-                Ok(other(Arc::new(files.with_fsync(true))))
+                let files = Arc::new(files.with_fsync(true));
+                Ok(remote(files, "", Target::Directory(path.clone())))
             }
-            Place::S3 { bucket, prefix, options } => Ok(Self {
-                inner: Arc::new(s3_builder(bucket, options, config)?.build().map_err(|e| {
+            Place::S3 { bucket, prefix, options } => {
+                let builder = s3_builder(bucket, options, config)?;
+                let endpoint = builder
+                    .get_config_value(&AmazonS3ConfigKey::Endpoint)
+                    .unwrap_or_else(|| "AWS".into());
+                let inner = builder.build().map_err(|e| {
                     ConfigError(format!("the S3 settings for bucket '{bucket}' do not work: {e}"))
-                })?),
-                prefix: prefix.clone(),
-                service: Service::S3,
-            }),
+                })?;
+                let target = Target::S3 { bucket: bucket.clone(), endpoint };
+                Ok(remote(Arc::new(inner), prefix, target))
+            }
         }
     }
 
@@ -108,15 +123,23 @@ impl Remote {
         })
     }
 
-    fn error(&self, verb: &str, key: &str, create: bool, e: &object_store::Error) -> StoreError {
-        let kind = match (classify(e, self.service), create) {
-            (Effect::Unknown, true) => ErrorKind::Timeout,
-            (Effect::Unknown, false) => ErrorKind::Transient,
-            (Effect::None(kind), _) => kind,
-        };
-        let words: String = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        let words = words.chars().take(ERROR_CHARS_MAX).collect::<String>();
-        StoreError::new(kind, format!("{verb} {key}: {words}"))
+    fn error(&self, verb: Verb, key: &str, e: &object_store::Error) -> StoreError {
+        explain(&self.target, verb, key, e)
+    }
+
+    async fn in_time<T>(
+        &self,
+        verb: Verb,
+        key: &str,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, StoreError> {
+        timeout(self.patience, answer).await.map_err(|_| {
+            let (verb, patience) = (verb.name(), self.patience);
+            StoreError::new(
+                ErrorKind::Transient,
+                format!("{verb} {key}: no answer in {patience:?}"),
+            )
+        })
     }
 
     async fn get_checked(
@@ -127,12 +150,15 @@ impl Remote {
     ) -> Result<Bytes, StoreError> {
         let options =
             GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
-        let result = match self.inner.get_opts(path, options).await {
+        // Its body has a time of its own, by its length.
+        let result = match self.in_time(Verb::Get, key, self.inner.get_opts(path, options)).await? {
             Ok(result) => result,
             Err(e) => {
-                let error = self.error("get", key, false, &e);
+                let error = self.error(Verb::Get, key, &e);
                 return Err(match range {
-                    Some(range) if error.kind != ErrorKind::NotFound => {
+                    Some(range)
+                        if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Refused) =>
+                    {
                         self.explain_range(key, path, range.end, error).await
                     }
                     _ => error,
@@ -160,7 +186,14 @@ impl Remote {
                 format!("get {key}: {wanted} bytes are more than any object of ours has"),
             ));
         }
-        let bytes = result.bytes().await.map_err(|e| self.error("get", key, false, &e))?;
+        let limit = self.patience + Duration::from_secs(wanted / self.bytes_per_second_min);
+        let bytes = timeout(limit, result.bytes()).await.unwrap_or_else(|_| {
+            Err(object_store::Error::Generic {
+                store: "the store",
+                source: format!("stopped in the middle of an answer, for {limit:?}").into(),
+            })
+        });
+        let bytes = bytes.map_err(|e| self.error(Verb::Get, key, &e))?;
         if bytes.len() as u64 != wanted {
             return Err(short(key, wanted, bytes.len() as u64));
         }
@@ -202,17 +235,14 @@ impl Backend for Remote {
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
             let path = self.path("put", key)?;
-            let mode = if create { PutMode::Create } else { PutMode::Overwrite };
+            let (verb, mode) = if create {
+                (Verb::Create, PutMode::Create)
+            } else {
+                (Verb::Put, PutMode::Overwrite)
+            };
             match self.inner.put_opts(&path, payload, mode.into()).await {
                 Ok(_) => Ok(()),
-                Err(e) => {
-                    let mut error = self.error("put", key, create, &e);
-                    if error.kind == ErrorKind::NotFound {
-                        // A put names no object that could be missing: it is the bucket.
-                        error.kind = ErrorKind::Permanent;
-                    }
-                    Err(error)
-                }
+                Err(e) => Err(self.error(verb, key, &e)),
             }
         })
     }
@@ -221,8 +251,11 @@ impl Backend for Remote {
         Box::pin(async move {
             let path = self.path("delete", key)?;
             match self.inner.delete(&path).await {
-                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-                Err(e) => Err(self.error("delete", key, false, &e)),
+                Ok(()) => Ok(()),
+                Err(e) => {
+                    let error = self.error(Verb::Delete, key, &e);
+                    if error.kind == ErrorKind::NotFound { Ok(()) } else { Err(error) }
+                }
             }
         })
     }
@@ -231,19 +264,52 @@ impl Backend for Remote {
         Box::pin(async move {
             let path = self.path("list", prefix)?;
             let strip = if self.prefix.is_empty() { 0 } else { self.prefix.len() + 1 };
-            let mut entries: Vec<Entry> = self
-                .inner
-                .list(Some(&path))
-                .map_ok(|meta| Entry {
-                    key: meta.location.as_ref().get(strip..).unwrap_or_default().into(),
-                    bytes: meta.size,
-                })
-                .try_collect()
-                .await
-                .map_err(|e| self.error("list", prefix, false, &e))?;
+            let mut listed = self.inner.list(Some(&path));
+            let mut entries = Vec::new();
+            loop {
+                // A page of the listing at a time: long ones may take long, but not stall.
+                let next = self.in_time(Verb::List, prefix, listed.try_next()).await?;
+                let Some(meta) = next.map_err(|e| self.error(Verb::List, prefix, &e))? else {
+                    break;
+                };
+                let key = meta.location.as_ref().get(strip..).unwrap_or_default().into();
+                entries.push(Entry { key, bytes: meta.size });
+            }
             entries.sort_unstable_by(|a, b| a.key.cmp(&b.key));
             Ok(entries)
         })
+    }
+
+    fn sweep(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Target::Directory(path) = self.target.clone() else { return };
+            // If it fails it will be done another time.
+            let _ = spawn_blocking(move || sweep_directory(&path)).await;
+        })
+    }
+}
+
+/// Removes files that puts have begun long ago: they are called as the object, `#` and a number.
+fn sweep_directory(path: &FilePath) {
+    let Ok(entries) = std::fs::read_dir(path) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        let begun = name.to_str().and_then(|name| name.rsplit_once('#'));
+        let begun = begun.is_some_and(|(_, number)| number.parse::<u32>().is_ok());
+        match entry.metadata() {
+            Ok(meta) if meta.is_dir() => sweep_directory(&path),
+            Ok(meta) if begun && meta.is_file() => {
+                let age = meta.modified().ok().and_then(|time| time.elapsed().ok());
+                if age.is_some_and(|age| age > LEFTOVER_AGE) {
+                    match std::fs::remove_file(&path) {
+                        Ok(()) => log::info!("removed {}: left by a crash", path.display()),
+                        Err(e) => log::warn!("{} stays behind: {e}", path.display()),
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 }
 
@@ -256,66 +322,6 @@ fn create_directory(path: &FilePath) -> std::io::Result<()> {
         std::fs::File::open(parent)?.sync_all()?;
     }
     Ok(())
-}
-
-/// What a failed try did to the store.
-enum Effect {
-    /// Nothing, for this reason.
-    None(ErrorKind),
-    /// It may have been carried out, or may still be.
-    Unknown,
-}
-
-fn classify(error: &object_store::Error, service: Service) -> Effect {
-    use object_store::Error as E;
-    match error {
-        E::NotFound { .. } => Effect::None(ErrorKind::NotFound),
-        // A refused precondition arrives wrapped in an error of the library. A bare 409 only says
-        // that somebody else was at work on the key: that proves nothing about what is there now.
-        E::AlreadyExists { source, .. } => match service {
-            Service::S3 if !source.is::<object_store::Error>() => Effect::Unknown,
-            _ => Effect::None(ErrorKind::AlreadyExists),
-        },
-        E::PermissionDenied { .. }
-        | E::Unauthenticated { .. }
-        | E::InvalidPath { .. }
-        | E::NotSupported { .. }
-        | E::NotImplemented { .. }
-        | E::UnknownConfigurationKey { .. } => Effect::None(ErrorKind::Permanent),
-        _ => classify_chain(error),
-    }
-}
-
-/// Looks for the reason in the chain of sources: the library wraps it in types of its own.
-fn classify_chain(error: &(dyn Error + 'static)) -> Effect {
-    let mut next = Some(error);
-    while let Some(e) = next {
-        if let Some(http) = e.downcast_ref::<HttpError>()
-            && http.kind() == HttpErrorKind::Connect
-        {
-            return Effect::None(ErrorKind::Transient);
-        }
-        if let Some(io) = e.downcast_ref::<std::io::Error>()
-            && matches!(
-                io.kind(),
-                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
-            )
-        {
-            return Effect::None(ErrorKind::Permanent);
-        }
-        next = e.source();
-    }
-    match status(&error.to_string()) {
-        Some(408 | 425 | 429) => Effect::None(ErrorKind::Transient),
-        Some(400..=499 | 501) => Effect::None(ErrorKind::Permanent),
-        _ => Effect::Unknown,
-    }
-}
-
-/// The HTTP status in an error's text: the library keeps the number in private types.
-fn status(text: &str) -> Option<u16> {
-    let (_, rest) = text.split_once("status code: ")?;
-    rest.get(..3)?.parse().ok()
 }
 
 fn short(key: &str, wanted: u64, got: u64) -> StoreError {
@@ -371,7 +377,8 @@ fn s3_builder(
             "an access key without its secret; set AWS_SECRET_ACCESS_KEY".into(),
         ));
     }
-    // One try a call: only the store client knows which requests may be tried again.
+    // One try a call: only the store client knows which requests may be tried again, and how long
+    // each may take.
     let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
     Ok(builder
         .with_virtual_hosted_style_request(false)
@@ -379,7 +386,7 @@ fn s3_builder(
         .with_unsigned_payload(options.unsigned_payload.unwrap_or(loopback))
         .with_retry(once)
         .with_allow_http(allow_http)
-        .with_config(client(ClientConfigKey::Timeout), millis(config.request_timeout))
+        .with_config(client(ClientConfigKey::Timeout), millis(config.list_timeout))
         .with_config(client(ClientConfigKey::ConnectTimeout), millis(config.connect_timeout)))
 }
 
@@ -402,10 +409,10 @@ fn check_endpoint(endpoint: &str, allow_http: bool) -> Result<(), ConfigError> {
     }))
 }
 
+/// No put is at work for so long.
+const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 /// Above the largest object that heeler writes: the head of a volume of 64 TiB, with 12 MiB.
 pub(crate) const GET_BYTES_MAX: u64 = 16 << 20;
-/// A store's error page does not belong into a log line whole.
-const ERROR_CHARS_MAX: usize = 400;
 
 #[cfg(test)]
 mod tests {
@@ -444,12 +451,5 @@ mod tests {
             Remote::open(&StoreConfig::new(Place::Directory(path.clone()))).expect("opens");
         assert!(format!("{remote:?}").contains("fsync: true"));
         std::fs::remove_dir_all(path).expect("removes");
-    }
-
-    #[test]
-    fn the_status_is_found_in_the_text() {
-        assert_eq!(status("x: Server returned non-2xx status code: 503 Slow Down: y"), Some(503));
-        assert_eq!(status("status code: "), None);
-        assert_eq!(status("connection reset"), None);
     }
 }

@@ -201,6 +201,13 @@ impl Check<'_> {
     async fn image(&mut self, head: &Head, newest: bool) -> Result<(), StoreError> {
         for source in &head.sources {
             self.list(source.volume).await?;
+            let record = ObjectName::Child { number: source.number, clone: head.volume };
+            if !self.listed.contains_key(&(source.volume, record)) {
+                let key = names::key(source.volume, record);
+                self.report.errors.push(format!(
+                    "{key} is missing: the snapshot that the image lies in can be deleted"
+                ));
+            }
         }
         let overlays = self.tail(head).await?;
         let missing = overlays.keys().filter(|page| !head.pages.contains_key(page));
@@ -379,7 +386,7 @@ impl Check<'_> {
     fn orphans(&mut self) {
         let unused = |&(volume, name): &(Uuid, ObjectName)| match name {
             _ if volume != self.volume || !self.complete => false,
-            ObjectName::Head { .. } => false,
+            ObjectName::Head { .. } | ObjectName::Child { .. } => false,
             ObjectName::Map { .. } => !self.pages.contains(&(volume, name)),
             ObjectName::Pack { epoch, n } => !self.used.contains_key(&(volume, epoch, n)),
         };
@@ -717,6 +724,7 @@ mod tests {
         };
         let key = names::head_key(volume, 1);
         image.store.put(&key, clone.encode(CRC32C).into(), true).await.expect("puts");
+        image.put(ObjectName::Child { number: 3, clone: volume }, vec![b'?']);
         let report = check(&image.store, volume, true).await.expect("memory does not fail");
         assert_eq!((&report.errors[..], &report.orphans[..]), (&[][..], &[][..]));
         assert_eq!((report.blocks_mapped, report.blocks_checked), (7, 7));

@@ -72,12 +72,18 @@ pub struct StoreConfig {
     pub backoff_first: Duration,
     /// Longest pause.
     pub backoff_max: Duration,
-    /// How long one try of a get, put or delete may take.
+    /// How long one try of a request may take, and besides what its bytes take at
+    /// `bytes_per_second_min`. Of a listing, each page.
     pub request_timeout: Duration,
+    /// Slower than this a try is given up.
+    pub bytes_per_second_min: u64,
     /// How long a whole listing may take.
     pub list_timeout: Duration,
     /// How long connecting may take.
     pub connect_timeout: Duration,
+    /// Use a store that does not keep the rule of creates. Then nothing keeps two servers from
+    /// writing to one volume.
+    pub single_writer_unsafe: bool,
 }
 
 /// A store that cannot be used as it was named; the text says what to change.
@@ -130,9 +136,11 @@ impl StoreConfig {
             attempts: 4,
             backoff_first: Duration::from_millis(100),
             backoff_max: Duration::from_secs(2),
-            request_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(10),
+            bytes_per_second_min: 256 << 10,
             list_timeout: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(5),
+            single_writer_unsafe: false,
         }
     }
 }

@@ -1,18 +1,17 @@
 //! The client: lanes, timeouts, retries and counters around a backend.
 
-use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use object_store::PutPayload;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use crate::backend::Remote;
+use crate::backend::{GET_BYTES_MAX, Remote};
+use crate::explain::Verb;
 use crate::{Backend, ConfigError, Entry, ErrorKind, StoreConfig, StoreError};
 
 /// The store as the rest of heeler sees it. Clones share everything: lanes, counters, connections.
@@ -31,6 +30,9 @@ struct Shared {
     counted: Counted,
     /// State of the generator of pauses.
     jitter: AtomicU64,
+    /// Creates look first.
+    looks: AtomicBool,
+    troubles: Mutex<Troubles>,
 }
 
 #[derive(Debug, Default)]
@@ -66,29 +68,21 @@ pub struct Counters {
     pub failures: u64,
 }
 
-/// Why a store cannot be trusted with volumes.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ProbeError {
-    /// A request failed for a reason of its own.
-    Store(StoreError),
-    /// The store does not keep the rule on which ownership rests; what it did.
-    Unfit(String),
+/// The store fails, and no request of the kind has succeeded since.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// Since when.
+    pub since: Instant,
+    /// What the last failure was.
+    pub text: String,
 }
 
-impl fmt::Display for ProbeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Store(e) => write!(f, "the store does not work: {e}"),
-            Self::Unfit(what) => write!(
-                f,
-                "the store cannot be used: {what}. heeler needs a store that honours \
-                 create-if-absent (If-None-Match: *), otherwise two servers could own one volume"
-            ),
-        }
-    }
+/// Kept apart, because a full or read-only store can be read all the same.
+#[derive(Debug, Default)]
+struct Troubles {
+    reads: Option<Trouble>,
+    writes: Option<Trouble>,
 }
-
-impl std::error::Error for ProbeError {}
 
 impl Store {
     /// Opens the store. A directory is created; nothing is asked of a remote store yet (see
@@ -115,6 +109,8 @@ impl Store {
                 backend,
                 reads: Semaphore::new(config.reads_max),
                 writes: Semaphore::new(config.writes_max),
+                looks: AtomicBool::new(config.single_writer_unsafe),
+                troubles: Mutex::default(),
                 config,
                 counted: Counted::default(),
                 jitter: AtomicU64::new(seed),
@@ -145,10 +141,17 @@ impl Store {
         }
     }
 
+    /// What is wrong with the store now, by the requests so far.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Trouble> {
+        let troubles = self.shared.troubles.lock().expect("no panic holds it");
+        troubles.writes.clone().or_else(|| troubles.reads.clone())
+    }
+
     /// An object's bytes, or those of a range: all that was asked for, or an error.
     ///
     /// # Errors
-    /// `NotFound`, `Transient` or `Permanent`.
+    /// `NotFound`, `Transient`, `Refused` or `Permanent`.
     ///
     /// # Panics
     /// With an empty range.
@@ -156,9 +159,10 @@ impl Store {
         assert!(range.as_ref().is_none_or(|range| range.start < range.end), "empty range");
         let shared = &*self.shared;
         add(&shared.counted.gets, 1);
-        let limit = shared.config.request_timeout;
+        let wanted = range.as_ref().map_or(GET_BYTES_MAX, |range| range.end - range.start);
+        let limit = self.limit(wanted);
         let bytes = self
-            .run(&shared.reads, limit, "get", key, false, || shared.backend.get(key, range.clone()))
+            .run(&shared.reads, limit, Verb::Get, key, || shared.backend.get(key, range.clone()))
             .await?;
         add(&shared.counted.get_bytes, bytes.len() as u64);
         Ok(bytes)
@@ -167,129 +171,89 @@ impl Store {
     /// Stores an object; with `create` only if there is none. Durable when `Ok`.
     ///
     /// # Errors
-    /// `Transient` or `Permanent`; with `create` also `AlreadyExists`, and `Timeout` where the
-    /// outcome is unknown: such a create is never tried again here, because its own first try
-    /// could make the second one look refused.
+    /// `Transient`, `Refused` or `Permanent`; with `create` also `AlreadyExists`, and `Timeout`
+    /// where the outcome is unknown: such a create is never tried again here, because its own
+    /// first try could make the second one look refused.
     pub async fn put(
         &self,
         key: &str,
         payload: PutPayload,
         create: bool,
     ) -> Result<(), StoreError> {
+        if !create {
+            return self.write(key, payload).await;
+        }
+        if !self.shared.looks.load(Ordering::Relaxed) {
+            return self.create(key, payload).await;
+        }
+        match self.get(key, Some(0..1)).await {
+            Ok(_) => Err(StoreError::new(
+                ErrorKind::AlreadyExists,
+                format!("put {key}: is there already"),
+            )),
+            Err(e) if e.kind == ErrorKind::NotFound => self.write(key, payload).await,
+            Err(e) => Err(e),
+        }
+    }
+
+    /// A put that replaces what is there.
+    pub(crate) async fn write(&self, key: &str, payload: PutPayload) -> Result<(), StoreError> {
+        self.put_as(Verb::Put, key, payload).await
+    }
+
+    /// A put that the store refuses if anything is there.
+    pub(crate) async fn create(&self, key: &str, payload: PutPayload) -> Result<(), StoreError> {
+        self.put_as(Verb::Create, key, payload).await
+    }
+
+    async fn put_as(&self, verb: Verb, key: &str, payload: PutPayload) -> Result<(), StoreError> {
         let shared = &*self.shared;
         add(&shared.counted.puts, 1);
         let bytes = payload.content_length() as u64;
-        let limit = shared.config.request_timeout;
-        self.run(&shared.writes, limit, "put", key, create, || {
-            shared.backend.put(key, payload.clone(), create)
+        self.run(&shared.writes, self.limit(bytes), verb, key, || {
+            shared.backend.put(key, payload.clone(), verb == Verb::Create)
         })
         .await?;
         add(&shared.counted.put_bytes, bytes);
         Ok(())
     }
 
+    /// How long a request that carries so many bytes may take.
+    fn limit(&self, bytes: u64) -> Duration {
+        let config = &self.shared.config;
+        config.request_timeout + Duration::from_secs(bytes / config.bytes_per_second_min)
+    }
+
     /// Removes an object. It is no error if there is none.
     ///
     /// # Errors
-    /// `Transient` or `Permanent`.
+    /// `Transient`, `Refused` or `Permanent`.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let shared = &*self.shared;
         add(&shared.counted.deletes, 1);
-        let limit = shared.config.request_timeout;
-        self.run(&shared.writes, limit, "delete", key, false, || shared.backend.delete(key)).await
+        let limit = self.limit(0);
+        self.run(&shared.writes, limit, Verb::Delete, key, || shared.backend.delete(key)).await
     }
 
     /// All objects whose keys begin with `prefix` and a slash, sorted by key.
     ///
     /// # Errors
-    /// `Transient` or `Permanent`.
+    /// `Transient`, `Refused` or `Permanent`.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Entry>, StoreError> {
         let shared = &*self.shared;
         add(&shared.counted.lists, 1);
         let limit = shared.config.list_timeout;
-        self.run(&shared.reads, limit, "list", prefix, false, || shared.backend.list(prefix)).await
+        self.run(&shared.reads, limit, Verb::List, prefix, || shared.backend.list(prefix)).await
     }
 
-    /// Proves that the store works and that a create is refused where the key is taken: one after
-    /// another, and when several race for one key. Leaves nothing behind.
-    ///
-    /// A race that is lost rarely can pass; a store that ignores the condition cannot.
-    ///
-    /// # Errors
-    /// With the failed request or with what the store did wrong.
-    pub async fn probe(&self) -> Result<(), ProbeError> {
-        let mut number = [0; 16];
-        getrandom::fill(&mut number).map_err(|e| {
-            ProbeError::Store(StoreError::new(ErrorKind::Permanent, format!("no randomness: {e}")))
-        })?;
-        let key = format!("probe/{:032x}", u128::from_le_bytes(number));
-        let race = format!("{key}-race");
-        let result = match self.probe_serial(&key).await {
-            Ok(()) => self.probe_race(&race).await,
-            failed => failed,
-        };
-        for key in [&key, &race] {
-            if let Err(e) = self.delete(key).await {
-                log::warn!("the probe's key stays behind: {e}");
-            }
-        }
-        result
+    /// Removes what crashes have left of puts and no listing shows.
+    pub(crate) async fn sweep(&self) {
+        self.shared.backend.sweep().await;
     }
 
-    async fn probe_serial(&self, key: &str) -> Result<(), ProbeError> {
-        match self.put(key, PutPayload::from_static(b"first"), true).await {
-            // After an unknown outcome the key may hold the first bytes or nothing. A plain put
-            // settles it, and the next create must still be refused.
-            Err(e) if e.kind == ErrorKind::Timeout => {
-                self.put(key, PutPayload::from_static(b"first"), false).await
-            }
-            Err(e) if e.kind == ErrorKind::AlreadyExists => {
-                return Err(ProbeError::Unfit(format!("it refused a create of a new key: {e}")));
-            }
-            result => result,
-        }
-        .map_err(ProbeError::Store)?;
-        match self.put(key, PutPayload::from_static(b"second"), true).await {
-            Ok(()) => {
-                return Err(ProbeError::Unfit(
-                    "it let a create overwrite an object that was there".into(),
-                ));
-            }
-            Err(e) if e.kind == ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(ProbeError::Store(e)),
-        }
-        let found = self.get(key, None).await.map_err(ProbeError::Store)?;
-        if &found[..] != b"first" {
-            return Err(ProbeError::Unfit(
-                "it refused a create of an object that was there, but changed the object".into(),
-            ));
-        }
-        Ok(())
-    }
-
-    async fn probe_race(&self, key: &str) -> Result<(), ProbeError> {
-        let racers = (0..PROBE_RACERS)
-            .map(|n| async move { (n, self.put(key, PutPayload::from(vec![n]), true).await) });
-        let mut winner = None;
-        for (n, result) in join_all(racers).await {
-            match result {
-                Ok(()) if winner.is_some() => {
-                    return Err(ProbeError::Unfit("it let two creates of one key succeed".into()));
-                }
-                Ok(()) => winner = Some(n),
-                Err(e) if e.kind == ErrorKind::AlreadyExists => {}
-                // An unknown outcome may have been the winner: then this race shows nothing.
-                Err(e) if e.kind == ErrorKind::Timeout => return Ok(()),
-                Err(e) => return Err(ProbeError::Store(e)),
-            }
-        }
-        let found = self.get(key, None).await.map_err(ProbeError::Store)?;
-        if winner.is_none_or(|n| found[..] != [n]) {
-            return Err(ProbeError::Unfit(
-                "the winner of a race of creates is not what the object holds".into(),
-            ));
-        }
-        Ok(())
+    /// Whether creates look for the key first, and then put: see [`Self::probe`].
+    pub(crate) fn look_before_creates(&self, look: bool) {
+        self.shared.looks.store(look, Ordering::Relaxed);
     }
 
     /// Tries until it succeeds, fails for good, or `attempts` are used up. The lane is held while
@@ -298,9 +262,8 @@ impl Store {
         &self,
         lane: &Semaphore,
         limit: Duration,
-        verb: &str,
+        verb: Verb,
         key: &str,
-        create: bool,
         request: impl Fn() -> F,
     ) -> Result<T, StoreError>
     where
@@ -312,10 +275,13 @@ impl Store {
         loop {
             let permit = lane.acquire().await.expect("lanes are never closed");
             let result = timeout(limit, request()).await.unwrap_or_else(|_| {
+                let create = verb == Verb::Create;
                 let kind = if create { ErrorKind::Timeout } else { ErrorKind::Transient };
+                let verb = verb.name();
                 Err(StoreError::new(kind, format!("{verb} {key}: no answer in {limit:?}")))
             });
             drop(permit);
+            self.note(verb, result.as_ref().err());
             let Err(error) = result else { return result };
             match error.kind {
                 ErrorKind::NotFound | ErrorKind::AlreadyExists => return Err(error),
@@ -330,6 +296,25 @@ impl Store {
             sleep(self.jittered(pause)).await;
             pause = (pause * 2).min(shared.config.backoff_max);
             attempt += 1;
+        }
+    }
+
+    /// Keeps the trouble of the store up to date by the outcome of a try.
+    fn note(&self, verb: Verb, error: Option<&StoreError>) {
+        let mut troubles = self.shared.troubles.lock().expect("no panic holds it");
+        let Troubles { reads, writes } = &mut *troubles;
+        match error.map(|e| (e.kind, &e.text)) {
+            Some((ErrorKind::Transient | ErrorKind::Timeout | ErrorKind::Refused, text)) => {
+                let trouble = if matches!(verb, Verb::Get | Verb::List) { reads } else { writes };
+                let since = trouble.as_ref().map_or_else(Instant::now, |trouble| trouble.since);
+                *trouble = Some(Trouble { since, text: text.clone() });
+            }
+            // It answered. What takes a put takes everything; a full store takes deletes.
+            _ => match verb {
+                Verb::Get | Verb::List => *reads = None,
+                Verb::Put | Verb::Create => (*reads, *writes) = (None, None),
+                Verb::Delete => {}
+            },
         }
     }
 
@@ -349,26 +334,22 @@ fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
 
-/// Creates that the probe starts at once.
-const PROBE_RACERS: u8 = 4;
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::path::PathBuf;
 
+    use futures_util::future::join_all;
+
     use super::*;
     use crate::Place;
     use crate::fault::{Fault, Faulty, Rates};
+    use crate::testing::memory;
 
     /// A directory of this test's own.
     pub(crate) fn scratch(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("heeler-store-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&path).expect("creates a scratch directory");
         path
-    }
-
-    fn memory() -> Store {
-        Store::open(StoreConfig::new(Place::Memory)).expect("memory opens")
     }
 
     fn faulty(faults: &[Option<Fault>]) -> Store {
@@ -383,67 +364,6 @@ pub(crate) mod tests {
     async fn text(store: &Store, key: &str) -> Result<String, ErrorKind> {
         let bytes = store.get(key, None).await.map_err(|e| e.kind)?;
         Ok(String::from_utf8(bytes.to_vec()).expect("the test wrote text"))
-    }
-
-    async fn round_trip(store: &Store) {
-        let pieces = ["ab", "", "cdef"].map(|piece| Bytes::from_static(piece.as_bytes()));
-        store.put("v/one", pieces.into_iter().collect(), false).await.expect("puts");
-        assert_eq!(text(store, "v/one").await.as_deref(), Ok("abcdef"));
-        assert_eq!(&store.get("v/one", Some(2..5)).await.expect("gets")[..], b"cde");
-        for past in [4..7, 6..7, 100..101] {
-            let error = store.get("v/one", Some(past.clone())).await.expect_err("short");
-            assert_eq!(error.kind, ErrorKind::Permanent, "{past:?}: {error}");
-        }
-        assert_eq!(text(store, "v/two").await, Err(ErrorKind::NotFound));
-        let ranged = store.get("v/two", Some(0..1)).await.expect_err("missing");
-        assert_eq!(ranged.kind, ErrorKind::NotFound);
-
-        store.put("v/two", bytes("new"), true).await.expect("creates");
-        let again = store.put("v/two", bytes("newer"), true).await.expect_err("taken");
-        assert_eq!(again.kind, ErrorKind::AlreadyExists);
-        assert_eq!(text(store, "v/two").await.as_deref(), Ok("new"));
-        store.put("v/two", bytes("newest"), false).await.expect("overwrites");
-        assert_eq!(text(store, "v/two").await.as_deref(), Ok("newest"));
-
-        store.put("vv/three", bytes("x"), false).await.expect("puts");
-        let listed = store.list("v").await.expect("lists");
-        let entry = |key: &str, bytes| Entry { key: key.into(), bytes };
-        assert_eq!(listed, [entry("v/one", 6), entry("v/two", 6)]);
-        assert_eq!(store.list("nothing").await, Ok(Vec::new()));
-        store.delete("v/one").await.expect("deletes");
-        store.delete("v/one").await.expect("deletes what is gone");
-        assert_eq!(text(store, "v/one").await, Err(ErrorKind::NotFound));
-    }
-
-    #[tokio::test]
-    async fn memory_keeps_the_contract() {
-        let store = memory();
-        round_trip(&store).await;
-        store.probe().await.expect("fit");
-        assert_eq!(store.list("probe").await, Ok(Vec::new()));
-        let other = memory();
-        assert_eq!(text(&other, "v/two").await, Err(ErrorKind::NotFound));
-    }
-
-    #[tokio::test]
-    async fn a_directory_keeps_the_contract() {
-        let path = scratch("contract");
-        let open = || {
-            let url = format!("file://{}/deep/er", path.display());
-            let config = StoreConfig::parse(&url, Default::default()).expect("parses");
-            Store::open(config).expect("opens")
-        };
-        let store = open();
-        round_trip(&store).await;
-        store.probe().await.expect("fit");
-        assert_eq!(store.list("probe").await, Ok(Vec::new()));
-        assert_eq!(text(&open(), "v/two").await.as_deref(), Ok("newest"));
-        // What a crash leaves of a put is neither listed nor in the way of the next one.
-        std::fs::write(path.join("deep/er/v/four#1"), "half").expect("writes");
-        assert_eq!(store.list("v").await.expect("lists").len(), 1);
-        store.put("v/four", bytes("whole"), true).await.expect("creates");
-        assert_eq!(text(&store, "v/four").await.as_deref(), Ok("whole"));
-        std::fs::remove_dir_all(path).expect("removes");
     }
 
     #[tokio::test]
@@ -535,91 +455,24 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_probe_sees_through_faults() {
-        let rates = Rates { refused: 50, hangs: 50, lost: 50, hangs_after: 50 };
-        let mut fit = 0;
-        for seed in 0..200 {
-            let backend = Faulty::memory(seed, rates);
-            let store = Store::with_backend(StoreConfig::new(Place::Memory), Box::new(backend));
-            match store.probe().await {
-                Ok(()) => fit += 1,
-                Err(ProbeError::Store(_)) => {}
-                Err(unfit) => panic!("seed {seed}: {unfit}"),
-            }
-        }
-        assert!(fit > 50, "{fit} of 200");
-    }
-
-    /// Breaks the rule of creates in one of three ways.
-    #[derive(Debug)]
-    struct Careless(Faulty, Carelessness);
-
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    enum Carelessness {
-        Overwrites,
-        RefusesAndOverwrites,
-        /// Looks, then acts: right in sequence, wrong in a race.
-        Races,
-    }
-
-    impl Backend for Careless {
-        fn get<'a>(
-            &'a self,
-            key: &'a str,
-            range: Option<Range<u64>>,
-        ) -> futures_util::future::BoxFuture<'a, Result<Bytes, StoreError>> {
-            self.0.get(key, range)
-        }
-
-        fn put<'a>(
-            &'a self,
-            key: &'a str,
-            payload: PutPayload,
-            create: bool,
-        ) -> futures_util::future::BoxFuture<'a, Result<(), StoreError>> {
-            Box::pin(async move {
-                let taken = create && self.0.get(key, None).await.is_ok();
-                let exists = || Err(StoreError::new(ErrorKind::AlreadyExists, "exists"));
-                if taken && self.1 == Carelessness::Races {
-                    return exists();
-                }
-                sleep(Duration::from_millis(1)).await;
-                self.0.put(key, payload, false).await?;
-                if taken && self.1 == Carelessness::RefusesAndOverwrites {
-                    exists()
-                } else {
-                    Ok(())
-                }
-            })
-        }
-
-        fn delete<'a>(
-            &'a self,
-            key: &'a str,
-        ) -> futures_util::future::BoxFuture<'a, Result<(), StoreError>> {
-            self.0.delete(key)
-        }
-
-        fn list<'a>(
-            &'a self,
-            prefix: &'a str,
-        ) -> futures_util::future::BoxFuture<'a, Result<Vec<Entry>, StoreError>> {
-            self.0.list(prefix)
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_probe_refuses_careless_stores() {
-        use Carelessness::*;
-        for (how, word) in
-            [(Overwrites, "overwrite"), (RefusesAndOverwrites, "changed"), (Races, "two creates")]
-        {
-            let backend = Careless(Faulty::memory(1, Rates::default()), how);
-            let store = Store::with_backend(StoreConfig::new(Place::Memory), Box::new(backend));
-            let error = store.probe().await.expect_err("unfit");
-            assert!(error.to_string().contains(word), "{how:?}: {error}");
-            assert_eq!(store.list("probe").await, Ok(Vec::new()));
-        }
+    async fn trouble_lasts_until_the_same_kind_succeeds() {
+        let hangs = Some(Fault::Hangs);
+        let faults = [hangs, None, None, None, hangs, None];
+        let backend = Faulty::memory(1, Rates::default()).first(faults.to_vec());
+        let config = StoreConfig { attempts: 1, ..StoreConfig::new(Place::Memory) };
+        let store = Store::with_backend(config, Box::new(backend));
+        let trouble = || store.trouble().map(|trouble| trouble.text);
+        store.put("a", bytes("x"), false).await.expect_err("hangs");
+        assert!(trouble().is_some_and(|text| text.contains("put a: no answer")));
+        store.list("a").await.expect("lists");
+        store.delete("a").await.expect("deletes");
+        assert!(trouble().is_some(), "a full store can be read, and deleted from");
+        store.put("a", bytes("x"), false).await.expect("puts");
+        assert_eq!(trouble(), None);
+        store.get("a", None).await.expect_err("hangs");
+        assert!(trouble().is_some_and(|text| text.contains("get a")));
+        store.get("a", None).await.expect("gets");
+        assert_eq!(trouble(), None);
     }
 
     #[tokio::test]

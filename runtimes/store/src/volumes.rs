@@ -1,20 +1,25 @@
 //! Volumes as the store knows them: create, find, list, delete.
 //!
 //! A volume exists when its name does. Creating writes head 1, then the name; deleting removes
-//! the heads from the oldest to the newest, then everything else, then the name. So a command that
-//! was cut short leaves a whole volume, or a name without a head that can be deleted again, or
-//! (of a creation) a lone head that nothing points at.
+//! the heads from the oldest to the newest, then everything else, then (of a clone) its records at
+//! other volumes, then the name. So a command that was cut short leaves a whole volume, or a name
+//! without a head that can be deleted again, or (of a creation) a lone head that nothing points at.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use heeler_core::ids::{BLOCK_BYTES, Crc32c};
+use heeler_core::keeper::EditError;
 use heeler_core::limits::NAME_BYTES_MAX;
-use heeler_core::wire::head::{Head, Settings, VOLUME_BLOCKS_MAX, valid_object_shift};
+use heeler_core::wire::head::{
+    Head, SOURCES_MAX, Settings, Source, VOLUME_BLOCKS_MAX, valid_object_shift,
+};
 use heeler_core::wire::names::{self, ObjectName, Uuid};
 use object_store::PutPayload;
 
+use crate::snapshots::{self, SnapshotName};
 use crate::{ErrorKind, Store, StoreError};
 
 /// The checksum of everything in the store.
@@ -99,6 +104,35 @@ pub enum VolumeError {
         /// What is wrong.
         what: String,
     },
+    /// A volume has no such snapshot.
+    NoSnapshot(SnapshotName),
+    /// The snapshot is being deleted.
+    Deleting(SnapshotName),
+    /// The image of a snapshot lies in as many volumes as it can.
+    TooDeep(SnapshotName),
+    /// What is to be deleted has clones.
+    HasClones {
+        /// A volume or a snapshot.
+        name: String,
+        /// The clones' names.
+        clones: Vec<String>,
+    },
+    /// A volume to be deleted has so many snapshots.
+    HasSnapshots {
+        /// The volume's name.
+        name: String,
+        /// How many.
+        count: usize,
+    },
+    /// A volume cannot be changed so.
+    Edit {
+        /// The volume's name.
+        name: String,
+        /// Why.
+        why: EditError,
+    },
+    /// What the volume's owner says.
+    Owner(String),
     /// The store failed.
     Store(StoreError),
 }
@@ -121,13 +155,44 @@ impl fmt::Display for VolumeError {
             }
             Self::Settings(why) => f.write_str(why),
             Self::Exists(name) => write!(f, "there is a volume '{name}' already"),
-            Self::Missing(name) => write!(f, "there is no volume '{name}'"),
+            Self::Missing(name) => {
+                write!(f, "there is no volume '{name}'; `heeler volume list` shows them")
+            }
             Self::InUse { name, host, since_unix_secs } => write!(
                 f,
                 "volume '{name}' belongs to a server on '{host}' since {since_unix_secs} (seconds \
                  since 1970); stop that server, or use --force if it is gone for ever"
             ),
             Self::Broken { name, what } => write!(f, "volume '{name}' is broken: {what}"),
+            Self::NoSnapshot(SnapshotName { volume, snapshot }) => write!(
+                f,
+                "volume '{volume}' has no snapshot '{snapshot}': see `heeler snapshot list \
+                 {volume}`"
+            ),
+            Self::Deleting(name) => write!(
+                f,
+                "snapshot '{name}' is being deleted: finish that with `heeler snapshot delete \
+                 {name}`"
+            ),
+            Self::TooDeep(name) => write!(
+                f,
+                "'{name}' lies in {SOURCES_MAX} other volumes already, a clone of a clone each: \
+                 flatten its volume first, then make another snapshot"
+            ),
+            Self::HasClones { name, clones } => {
+                let (some, more) = clones.split_at(clones.len().min(CLONES_SHOWN));
+                write!(f, "'{name}' has clones: {}", some.join(", "))?;
+                if !more.is_empty() {
+                    write!(f, " and {} more", more.len())?;
+                }
+                f.write_str("; delete or flatten them first")
+            }
+            Self::HasSnapshots { name, count } => write!(
+                f,
+                "volume '{name}' has {count} snapshots: delete them first, or use --force"
+            ),
+            Self::Edit { name, why } => write!(f, "volume '{name}': {why}"),
+            Self::Owner(text) => f.write_str(text),
             Self::Store(e) => e.fmt(f),
         }
     }
@@ -160,19 +225,24 @@ pub async fn create(store: &Store, new: &NewVolume<'_>) -> Result<Head, VolumeEr
     let uuid = random_uuid()?;
     let head = Head::first(uuid, new.name, new.blocks, new.object_shift, new.unix_secs);
     let head = Head { settings: new.settings.clone(), ..head };
-    let head_key = names::head_key(uuid, head.number);
-    let name = Bytes::from(names::encode_name(uuid));
+    enter(store, head).await
+}
+
+/// Makes a volume of its first head: writes that, then the name.
+pub(crate) async fn enter(store: &Store, head: Head) -> Result<Head, VolumeError> {
+    let head_key = names::head_key(head.volume, head.number);
+    let name = Bytes::from(names::encode_name(head.volume));
     let created = match create_settled(store, &head_key, head.encode(CRC32C).into()).await {
-        Ok(true) => create_settled(store, &names::name_key(new.name), name).await,
+        Ok(true) => create_settled(store, &names::name_key(&head.name), name).await,
         Ok(false) => {
             let what = "its first head exists, though its UUID is new".into();
-            return Err(VolumeError::Broken { name: new.name.into(), what });
+            return Err(VolumeError::Broken { name: head.name, what });
         }
         Err(e) => Err(e),
     };
     let error = match created {
         Ok(true) => return Ok(head),
-        Ok(false) => VolumeError::Exists(new.name.into()),
+        Ok(false) => VolumeError::Exists(head.name),
         // The name may be there: without the head it would name a broken volume.
         Err(e) if e.kind == ErrorKind::Timeout => return Err(e.into()),
         Err(e) => e.into(),
@@ -215,20 +285,30 @@ pub async fn edit(
         if next == unchanged {
             return Ok(());
         }
-        let before = (!head.is_kept()).then(|| names::head_key(head.volume, head.number));
+        let superseded = superseded(&head, &next);
         let key = names::head_key(next.volume, number);
         // Whoever claims the volume meanwhile makes the same head, and one of us loses.
         if create_settled(store, &key, next.encode(CRC32C).into()).await? {
-            if let Some(before) = before
-                && let Err(e) = store.delete(&before).await
-            {
-                log::warn!("a superseded head stays behind: {e}");
+            for number in superseded {
+                if let Err(e) = store.delete(&names::head_key(head.volume, number)).await {
+                    log::warn!("a superseded head stays behind: {e}");
+                }
             }
             return Ok(());
         }
     }
     let what = "its heads change faster than they can be read".into();
     Err(VolumeError::Broken { name: name.into(), what })
+}
+
+/// Heads that are of no more use when `next` has followed `head`: that one, and those of snapshots
+/// that were dropped.
+fn superseded(head: &Head, next: &Head) -> BTreeSet<u32> {
+    let kept = |number| next.snapshots.iter().any(|snapshot| snapshot.number == number);
+    let dropped = head.snapshots.iter().map(|snapshot| snapshot.number);
+    // A claim is never deleted.
+    let old = dropped.chain([head.number]).filter(|&n| !kept(n) && n != head.term);
+    old.collect()
 }
 
 /// The volume that a name stands for.
@@ -315,17 +395,23 @@ pub async fn info(store: &Store, name: &str) -> Result<Info, VolumeError> {
     Ok(info)
 }
 
-/// Removes a volume. With `force` also one that a server has or that is broken; a server that is
-/// still running then loses its ground, and may write objects that nobody will find.
+/// Removes a volume that has no clones. With `force` also one that has snapshots, that a server has
+/// or that is broken; a server that is still running then loses its ground, and may write objects
+/// that nobody will find.
 ///
 /// # Errors
-/// `InUse` and `Broken` unless forced; `Missing`, `Name` and `Store`. After `Store` the volume is
-/// whole, or has lost its heads; deleting it again goes on.
-pub async fn delete(store: &Store, name: &str, force: bool) -> Result<Deleted, VolumeError> {
+/// `InUse`, `HasSnapshots` and `Broken` unless forced; `HasClones`, `Missing`, `Name` and `Store`.
+/// After `Store` the volume is whole, or has lost its heads; deleting it again goes on.
+pub async fn delete(
+    store: &Store,
+    name: &str,
+    force: bool,
+    unix_secs: u64,
+) -> Result<Deleted, VolumeError> {
     let mut deleted = Deleted::default();
     match find(store, name).await {
         Ok(volume) => {
-            match newest_head(store, volume).await {
+            let head = match newest_head(store, volume).await {
                 Ok(Some(head)) if !head.released && !force => {
                     return Err(VolumeError::InUse {
                         name: name.into(),
@@ -333,11 +419,24 @@ pub async fn delete(store: &Store, name: &str, force: bool) -> Result<Deleted, V
                         since_unix_secs: head.claimed_unix_secs,
                     });
                 }
-                Err(VolumeError::Broken { .. }) if force => {}
-                Err(e) => return Err(renamed(e, name)),
-                Ok(_) => {}
+                Err(VolumeError::Broken { .. }) if force => None,
+                head => head.map_err(|e| renamed(e, name))?,
+            };
+            let owned = head.as_ref().is_none_or(|head| !head.released);
+            let mut sources = Vec::new();
+            if let Some(head) = &head {
+                sources = snapshots::sources_of(store, head).await?;
+            }
+            if owned {
+                snapshots::refuse_with_clones(store, volume, None, name, unix_secs).await?;
+            } else {
+                let edit = async |edit| snapshots::edit(store, name, unix_secs, &edit).await;
+                snapshots::prepare_delete(store, name, force, unix_secs, edit).await?;
             }
             delete_objects(store, volume, &mut deleted).await?;
+            for Source { volume: parent, number } in sources {
+                store.delete(&names::child_key(parent, number, volume)).await?;
+            }
         }
         Err(VolumeError::Broken { .. }) if force => {}
         Err(e) => return Err(e),
@@ -373,7 +472,11 @@ async fn delete_objects(
     Ok(())
 }
 
-async fn named_head(store: &Store, name: &str) -> Result<Head, VolumeError> {
+/// The newest head of the volume that a name stands for.
+///
+/// # Errors
+/// `Missing`, `Broken`, `Name` or `Store`.
+pub async fn named_head(store: &Store, name: &str) -> Result<Head, VolumeError> {
     let volume = find(store, name).await?;
     match newest_head(store, volume).await {
         Ok(Some(head)) => Ok(head),
@@ -397,7 +500,11 @@ fn renamed(error: VolumeError, name: &str) -> VolumeError {
 /// create without an answer. `false`: there is another one.
 ///
 /// Fails with `Timeout` as long as the object may be there.
-async fn create_settled(store: &Store, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
+pub(crate) async fn create_settled(
+    store: &Store,
+    key: &str,
+    bytes: Bytes,
+) -> Result<bool, StoreError> {
     let mut unknown: Option<StoreError> = None;
     for _ in 0..CREATE_ATTEMPTS {
         let error = match store.put(key, PutPayload::from(bytes.clone()), true).await {
@@ -421,7 +528,7 @@ async fn create_settled(store: &Store, key: &str, bytes: Bytes) -> Result<bool, 
     Err(unknown.expect("only unknown outcomes lead to another try"))
 }
 
-fn random_uuid() -> Result<Uuid, StoreError> {
+pub(crate) fn random_uuid() -> Result<Uuid, StoreError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)
         .map_err(|e| StoreError::new(ErrorKind::Permanent, format!("no randomness: {e}")))?;
@@ -437,11 +544,14 @@ const HEAD_ATTEMPTS: u32 = 5;
 const CREATE_ATTEMPTS: u32 = 3;
 /// Listings of a volume that is deleted while its owner runs.
 const DELETE_ROUNDS: u32 = 3;
+/// Clones that an error names.
+const CLONES_SHOWN: usize = 5;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fault::{Fault, Faulty, Rates};
+    use crate::testing::{keys, memory};
     use crate::{Place, StoreConfig};
 
     fn new() -> NewVolume<'static> {
@@ -454,21 +564,9 @@ mod tests {
         }
     }
 
-    fn memory() -> Store {
-        Store::open(StoreConfig::new(Place::Memory)).expect("memory opens")
-    }
-
     async fn put_head(store: &Store, head: &Head) {
         let key = names::head_key(head.volume, head.number);
         store.put(&key, head.encode(CRC32C).into(), true).await.expect("creates");
-    }
-
-    async fn keys(store: &Store) -> Vec<String> {
-        let mut keys = Vec::new();
-        for prefix in [names::VOLUMES_PREFIX, names::NAMES_PREFIX] {
-            keys.extend(store.list(prefix).await.expect("lists").into_iter().map(|e| e.key));
-        }
-        keys
     }
 
     #[tokio::test]
@@ -489,10 +587,10 @@ mod tests {
         assert_eq!(info.head, next);
         assert_eq!((info.packs, info.pack_bytes, info.objects), (1, 100, 3));
 
-        let deleted = delete(&store, "disk0", false).await.expect("deletes");
+        let deleted = delete(&store, "disk0", false, 77).await.expect("deletes");
         assert_eq!((deleted.objects, deleted.bytes), (3, info.bytes));
         assert_eq!(keys(&store).await, [""; 0]);
-        let again = delete(&store, "disk0", true).await;
+        let again = delete(&store, "disk0", true, 77).await;
         assert_eq!(again, Err(VolumeError::Missing("disk0".into())));
     }
 
@@ -623,10 +721,10 @@ mod tests {
         let claim =
             Head { number: 2, term: 2, released: false, host: "east".into(), ..made.clone() };
         put_head(&store, &claim).await;
-        let error = delete(&store, "disk0", false).await.expect_err("in use").to_string();
+        let error = delete(&store, "disk0", false, 77).await.expect_err("in use").to_string();
         assert!(error.contains("'east'") && error.contains("--force"), "{error}");
         assert_eq!(info(&store, "disk0").await.expect("there").head, claim);
-        delete(&store, "disk0", true).await.expect("forced");
+        delete(&store, "disk0", true, 77).await.expect("forced");
         assert_eq!(keys(&store).await, [""; 0]);
     }
 
@@ -641,13 +739,13 @@ mod tests {
             let store = Store::with_backend(place, Box::new(backend));
             let made = create(&store, &new()).await.expect("creates");
             put_head(&store, &Head { number: 2, ..made.clone() }).await;
-            delete(&store, "disk0", false).await.expect_err("cut short");
+            delete(&store, "disk0", false, 77).await.expect_err("cut short");
             let listed = list(&store).await.expect("lists");
             match &listed[0].head {
                 Ok(head) => assert_eq!(head.number, 2, "the newest head goes last"),
                 Err(e) => assert!(e.to_string().contains("Delete it again"), "{e}"),
             }
-            delete(&store, "disk0", false).await.expect("goes on");
+            delete(&store, "disk0", false, 77).await.expect("goes on");
             assert_eq!(keys(&store).await, [""; 0]);
         }
     }
@@ -664,8 +762,8 @@ mod tests {
         for Listed { name, head } in listed {
             let error = head.expect_err("broken").to_string();
             assert!(error.contains(&format!("volume '{name}' is broken")), "{error}");
-            delete(&store, &name, false).await.expect_err("needs force");
-            delete(&store, &name, true).await.expect("forced");
+            delete(&store, &name, false, 77).await.expect_err("needs force");
+            delete(&store, &name, true, 77).await.expect("forced");
         }
         assert_eq!(keys(&store).await, [""; 0]);
     }

@@ -3,20 +3,46 @@
 //! Every write has a stamp of its own, and a time at which it was issued and acknowledged. A write
 //! is *strictly older* than another if it was acknowledged before the other was issued. A sector
 //! may hold a write's stamp unless a strictly newer write of the sector must be there: one that was
-//! acknowledged (a kill), made durable (a power cut), or that an image's newest write saw
-//! acknowledged (an image in the store).
+//! acknowledged (a read), promised to survive the end that came, or that an image's newest write
+//! saw acknowledged (an image in the store).
 
 use std::collections::BTreeMap;
 
+use heeler_core::event::Mode;
+
 /// Bytes of a sector: all writes are aligned to it.
 pub(crate) const SECTOR: usize = 512;
+
+/// What a write survives, and with it all that the ones before it do not.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Promise {
+    Nothing,
+    /// A kill.
+    Logged,
+    /// A power cut.
+    Durable,
+    /// The loss of the cache.
+    Stored,
+}
+
+impl Promise {
+    /// What a change is promised that is answered in a mode.
+    pub(crate) fn of(mode: Mode, fua: bool) -> Self {
+        match mode {
+            Mode::WriteThrough | Mode::WriteAround | Mode::None => Self::Stored,
+            Mode::WriteBack | Mode::Ram if fua => Self::Durable,
+            Mode::WriteBack => Self::Logged,
+            Mode::Ram | Mode::Ephemeral => Self::Nothing,
+        }
+    }
+}
 
 #[derive(Clone, Debug)]
 struct Write {
     stamp: u64,
     issued: u64,
     acked: Option<u64>,
-    durable: bool,
+    promise: Promise,
 }
 
 /// All writes to all sectors. Stamp 0 is the beginning, and what zeroes and discards leave is a
@@ -30,7 +56,7 @@ pub(crate) struct History {
 
 impl History {
     pub(crate) fn new(sectors: usize) -> Self {
-        let first = Write { stamp: 0, issued: 0, acked: Some(0), durable: true };
+        let first = Write { stamp: 0, issued: 0, acked: Some(0), promise: Promise::Stored };
         Self { sectors: vec![vec![first]; sectors], zeroes: [0].into(), ranges: BTreeMap::new() }
     }
 
@@ -44,7 +70,7 @@ impl History {
         }
         self.ranges.insert(stamp, (first, count));
         for sector in &mut self.sectors[first..first + count] {
-            sector.push(Write { stamp, issued: now, acked: None, durable: false });
+            sector.push(Write { stamp, issued: now, acked: None, promise: Promise::Nothing });
         }
     }
 
@@ -57,18 +83,19 @@ impl History {
         }
     }
 
-    pub(crate) fn ack(&mut self, stamp: u64, now: u64) {
-        self.each(stamp, |write| write.acked = Some(now));
+    pub(crate) fn ack(&mut self, stamp: u64, now: u64, promise: Promise) {
+        self.each(stamp, |write| {
+            write.acked = Some(now);
+            write.promise = write.promise.max(promise);
+        });
     }
 
-    pub(crate) fn durable(&mut self, stamp: u64) {
-        self.each(stamp, |write| write.durable = true);
-    }
-
-    /// A flush that was issued at `since` is done.
-    pub(crate) fn flushed(&mut self, since: u64) {
+    /// What was acknowledged at or before `since` is promised so much from now on.
+    pub(crate) fn promise(&mut self, since: u64, promise: Promise) {
         for write in self.sectors.iter_mut().flatten() {
-            write.durable |= write.acked.is_some_and(|acked| acked <= since);
+            if write.acked.is_some_and(|acked| acked <= since) {
+                write.promise = write.promise.max(promise);
+            }
         }
     }
 
@@ -93,24 +120,24 @@ impl History {
         self.allowed(sector, content, |write| write.acked.is_some_and(|acked| acked < since))
     }
 
-    pub(crate) fn may_survive_kill(&self, sector: usize, content: u64) -> bool {
-        self.allowed(sector, content, |write| write.acked.is_some())
-    }
-
-    pub(crate) fn may_survive_power_cut(&self, sector: usize, content: u64) -> bool {
-        self.allowed(sector, content, |write| write.durable)
+    /// Whether a sector may hold `content` after an end that whoever was promised so much
+    /// survives.
+    pub(crate) fn may_survive(&self, sector: usize, content: u64, promise: Promise) -> bool {
+        self.allowed(sector, content, |write| write.promise >= promise)
     }
 
     /// Checks that an image is a cut: it holds everything that was acknowledged before anything
-    /// that it holds was issued, and everything acknowledged at or before `floor`.
-    pub(crate) fn check_image(&self, image: &[u64], floor: u64) {
+    /// that it holds was issued, and everything that was promised to be there.
+    pub(crate) fn check_image(&self, image: &[u64]) {
         let newest = image.iter().enumerate().filter_map(|(sector, content)| {
             // Of several possible sources the oldest proves least.
             self.sources(sector, *content).map(|write| write.issued).min()
         });
-        let seen = newest.max().unwrap_or(0).max(floor + 1);
+        let seen = newest.max().unwrap_or(0);
         for (sector, content) in image.iter().enumerate() {
-            let must = |write: &Write| write.acked.is_some_and(|acked| acked < seen);
+            let must = |write: &Write| {
+                write.acked.is_some_and(|acked| acked < seen) || write.promise == Promise::Stored
+            };
             assert!(
                 self.allowed(sector, *content, must),
                 "sector {sector} of the image holds {content}, but a write acknowledged before \
@@ -122,20 +149,26 @@ impl History {
 
     /// After a crash: what is there now is what counts from now on. Writes that a write seen there
     /// is older than are lost, and no write can take effect any more.
-    pub(crate) fn settle(&mut self, contents: &[u64], now: u64) {
+    ///
+    /// Returns how many writes were lost although they had been acknowledged.
+    pub(crate) fn settle(&mut self, contents: &[u64], now: u64) -> u64 {
+        let mut lost_acked = 0;
         for (sector, content) in contents.iter().enumerate() {
             let source = self.sources(sector, *content).max_by_key(|write| write.issued);
             let source = source.expect("the content was checked").clone();
             let lost = |write: &Write| source.acked.is_some_and(|acked| write.issued > acked);
+            let acked = |write: &&Write| lost(write) && write.acked.is_some();
+            lost_acked += self.sectors[sector].iter().filter(acked).count() as u64;
             self.sectors[sector].retain(|write| !lost(write));
             for write in &mut self.sectors[sector] {
                 write.acked = Some(write.acked.unwrap_or(now));
                 if write.stamp == source.stamp {
                     write.acked = Some(now);
-                    write.durable = true;
+                    write.promise = write.promise.max(Promise::Durable);
                 }
             }
         }
+        lost_acked
     }
 
     pub(crate) fn explain(&self, sector: usize) -> String {

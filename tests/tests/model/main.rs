@@ -13,6 +13,7 @@ mod history;
 mod store;
 mod world;
 
+use heeler_core::event::Mode;
 use heeler_hw::sim::Rng;
 use world::{End, Stats, World};
 
@@ -36,12 +37,13 @@ impl Drop for Seed {
     }
 }
 
-fn run(seed: u64, ends: &[End], rots: bool, resizes: bool) -> Stats {
+fn run(seed: u64, ends: &[End], rots: bool, resizes: bool, modes: bool) -> Stats {
     let _seed = Seed(seed);
     let mut rng = Rng::new(seed ^ 0x5eed);
     let mut world = World::new(seed, 12 + rng.index(16));
     world.rots = rots;
     world.resizes = resizes;
+    world.modes = modes;
     world.churns = rng.chance(1, 3);
     world.store.fail_one_in = [0, 0, 30, 8][rng.index(4)];
     let mut last = None;
@@ -71,6 +73,9 @@ fn add(sum: &mut Stats, one: Stats) {
     sum.given_back += one.given_back;
     sum.warmed += one.warmed;
     sum.heat_records += one.heat_records;
+    sum.mode_changes += one.mode_changes;
+    sum.lost += one.lost;
+    sum.cells.extend(one.cells);
 }
 
 #[test]
@@ -78,7 +83,7 @@ fn what_was_promised_survives_every_end() {
     let mut sum = Stats::default();
     for seed in seeds(2000) {
         let ends = [End::Kill, End::PowerCut, End::Release, End::CacheLost];
-        add(&mut sum, run(seed, &ends, false, seed % 2 == 1));
+        add(&mut sum, run(seed, &ends, false, seed % 2 == 1, false));
     }
     println!("{sum:?}");
     // The test is about these; it must not pass because they never happened.
@@ -89,10 +94,26 @@ fn what_was_promised_survives_every_end() {
 }
 
 #[test]
+fn every_mode_keeps_its_promise_at_every_end() {
+    let ends = [End::Kill, End::PowerCut, End::Release, End::CacheLost];
+    let mut sum = Stats::default();
+    for seed in seeds(1000) {
+        add(&mut sum, run(seed, &ends, false, seed % 2 == 1, true));
+    }
+    println!("{sum:?}");
+    let few = sum.lives < 300;
+    assert!(few || sum.mode_changes > 0 && sum.lost > 0, "{sum:?}");
+    assert!(few || sum.cells.len() == Mode::ALL.len() * ends.len(), "{sum:?}");
+}
+
+#[test]
 fn damage_to_clean_blocks_is_never_served() {
     let mut sum = Stats::default();
     for seed in seeds(500) {
-        add(&mut sum, run(seed, &[End::Kill, End::PowerCut, End::Release], true, seed % 2 == 1));
+        add(
+            &mut sum,
+            run(seed, &[End::Kill, End::PowerCut, End::Release], true, seed % 2 == 1, false),
+        );
     }
     println!("{sum:?}");
     let few = sum.lives < 100;
@@ -115,6 +136,6 @@ fn what_was_lost_once_is_not_lost_again() {
     let ends = [End::Kill, End::PowerCut, End::Release, End::CacheLost];
     for (seed, rots, lost) in REGRESSIONS {
         println!("seed {seed}: {lost}");
-        run(seed, if rots { &ends[..3] } else { &ends }, rots, false);
+        run(seed, if rots { &ends[..3] } else { &ends }, rots, false, false);
     }
 }

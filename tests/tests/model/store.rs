@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use heeler_core::ids::BLOCK_BYTES;
+use heeler_core::keeper::PackRead;
 use heeler_hw::sim::Rng;
 
 #[derive(Clone, Debug)]
@@ -13,6 +15,8 @@ pub(crate) enum StoreOpKind {
     Create(Vec<u8>),
     List,
     Delete,
+    /// So many blocks, from these reads.
+    Gather(u16, Vec<PackRead>),
 }
 
 #[derive(Clone, Debug)]
@@ -25,7 +29,8 @@ pub(crate) struct Pending {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Got(Vec<u8>),
-    Listed(Vec<String>),
+    Listed(Vec<(String, u64)>),
+    Gathered(Vec<u8>),
     Done,
     AlreadyExists,
     NotFound,
@@ -86,8 +91,24 @@ impl SimStore {
                 Answer::Done
             }
             StoreOpKind::List => {
-                let keys = self.objects.keys().filter(|key| key.starts_with(&op.key));
-                Answer::Listed(keys.cloned().collect())
+                let found = self.objects.iter().filter(|(key, _)| key.starts_with(&op.key));
+                Answer::Listed(found.map(|(key, b)| (key.clone(), b.len() as u64)).collect())
+            }
+            StoreOpKind::Gather(blocks, reads) => {
+                if reads.iter().any(|read| !self.objects.contains_key(&read.key)) {
+                    return Answer::NotFound;
+                }
+                let mut gathered = vec![0; usize::from(*blocks) * BLOCK_BYTES];
+                for read in reads {
+                    let pack = &self.objects[&read.key][read.offset as usize..];
+                    for part in &read.parts {
+                        let bytes = part.crcs.len() * BLOCK_BYTES;
+                        let (to, from) = (usize::from(part.first), part.at as usize);
+                        gathered[to * BLOCK_BYTES..][..bytes]
+                            .copy_from_slice(&pack[from * BLOCK_BYTES..][..bytes]);
+                    }
+                }
+                Answer::Gathered(gathered)
             }
             StoreOpKind::Delete => {
                 self.objects.remove(&op.key);

@@ -9,12 +9,12 @@ use std::mem;
 
 use heeler_core::config::ShardConfig;
 use heeler_core::event::{
-    Advice, Buffering, Input, Output, PushRun, Reply, Request, RequestKind, Status, ToKeeper,
+    Advice, Buffering, Input, Mode, Output, PushRun, Reply, Request, RequestKind, Status, ToKeeper,
     ToShard,
 };
 use heeler_core::ids::{BLOCK_BYTES, BlockRef, Epoch, OpId, PageId, ShardId, VolumeId, shard_of};
 use heeler_core::keeper::{
-    self, BatchHandle, Changes, Edit, Keeper, PackRead, StoreOp, StoreResult,
+    self, BatchHandle, Changes, Edit, Keeper, Listed, PackRead, StoreOp, StoreResult,
 };
 use heeler_core::policy::Policy;
 use heeler_core::recovery::{Need, Recovered, Recovery, RegionLayout};
@@ -29,7 +29,7 @@ use heeler_hw::queue::{BlockFile, BlockQueue, Io, IoKind};
 use heeler_hw::sim::{CrashKind, Rng, SimDisk, SimQueue};
 use heeler_hw::{AlignedBuf, Arena, crc32c};
 
-use crate::history::{History, SECTOR};
+use crate::history::{History, Promise, SECTOR};
 use crate::store::{Answer, SimStore, StoreOpKind};
 
 pub(crate) const SHARDS: u16 = 2;
@@ -45,7 +45,7 @@ const EXTRA_PAGES: u32 = 96;
 const EXTRA_FIRST: u32 = SHARDS as u32 * PAGES_PER_SHARD + TRANSIT_PAGES + 8;
 
 /// How a life ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum End {
     Kill,
     PowerCut,
@@ -68,8 +68,6 @@ pub(crate) struct World {
     released: bool,
     next_stamp: u64,
     volume_bytes: usize,
-    /// Everything acknowledged at or before this time is in the store.
-    pushed: u64,
     /// What survived the last end is known.
     settled: bool,
     pub(crate) stats: Stats,
@@ -80,10 +78,12 @@ pub(crate) struct World {
     /// The shards' shares of memory and their policies change all the time, and what is hot is
     /// written down. If not, all is as it was when the regressions were found.
     pub(crate) resizes: bool,
+    /// The volume's mode changes all the time.
+    pub(crate) modes: bool,
 }
 
 /// What happened, so that a test can say that something did.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Stats {
     pub(crate) lives: u64,
     pub(crate) writes: u64,
@@ -100,6 +100,11 @@ pub(crate) struct Stats {
     pub(crate) given_back: u64,
     pub(crate) warmed: u64,
     pub(crate) heat_records: u64,
+    pub(crate) mode_changes: u64,
+    /// Writes that were acknowledged, promised no more, and did not survive.
+    pub(crate) lost: u64,
+    /// Lives that ended so in a mode, by its code.
+    pub(crate) cells: BTreeMap<(u8, End), ()>,
 }
 
 impl World {
@@ -124,12 +129,12 @@ impl World {
             released: true,
             next_stamp: 1,
             volume_bytes,
-            pushed: 0,
             settled: true,
             stats: Stats::default(),
             rots: false,
             churns: false,
             resizes: false,
+            modes: false,
         }
     }
 
@@ -217,7 +222,7 @@ impl World {
     /// Checks the image in the store against everything that was ever acknowledged.
     pub(crate) fn check_image(&self) {
         if self.settled {
-            self.history.check_image(&self.image(), self.pushed);
+            self.history.check_image(&self.image());
         }
     }
 
@@ -251,6 +256,8 @@ impl World {
         config.push_after = Duration::from_millis(after);
         config.pages_max = 2;
         (config.tail_packs_max, config.tail_bytes_min) = (5, 1 << 20);
+        (config.collect_after, config.garbage_min) = (1 << 18, 1 << 18);
+        config.copy_blocks_max = 200;
         config.backoff = (Duration::from_micros(500), Duration::from_millis(5));
         config.load_attempts_max = u32::MAX;
         let mut life = Life {
@@ -265,6 +272,7 @@ impl World {
             next_token: 1,
             store_ops: BTreeMap::new(),
             fetches: Vec::new(),
+            asked: BTreeMap::new(),
             batches: BTreeMap::new(),
             next_batch: 1,
             to_shard: vec![VecDeque::new(); usize::from(SHARDS)],
@@ -277,6 +285,7 @@ impl World {
             leases: Vec::new(),
             scanned: Vec::new(),
             pool: (EXTRA_FIRST..EXTRA_FIRST + EXTRA_PAGES).map(PageId).collect(),
+            modes: vec![Mode::default(); usize::from(SHARDS)],
         };
         life.start(&log);
         if let Some(last) = last {
@@ -285,12 +294,16 @@ impl World {
                 life.world.settled = true;
                 life.world.check_image();
                 let (image, now) = (life.world.image(), life.world.now);
-                life.world.history.settle(&image, now);
+                life.world.stats.lost += life.world.history.settle(&image, now);
             }
             life.check_after(last);
         }
         life.run(steps);
         life.note_stats();
+        if steps > 0 {
+            let mode = life.modes[0];
+            life.world.stats.cells.insert((mode.code(), end), ());
+        }
         match end {
             End::Kill | End::CacheLost => {
                 drop(life);
@@ -371,6 +384,8 @@ struct Life<'w, 'a> {
     store_ops: BTreeMap<u64, StoreOp>,
     /// Fetch plans to be carried out: shard, operation, pages, reads.
     fetches: Vec<(usize, OpId, Vec<PackRead>)>,
+    /// What each fetch was for, by shard and slot of the operation.
+    asked: BTreeMap<(usize, u32), (u32, u16, u16)>,
     batches: BTreeMap<BatchHandle, Vec<u8>>,
     next_batch: u64,
     to_shard: Vec<VecDeque<ToShard>>,
@@ -387,6 +402,8 @@ struct Life<'w, 'a> {
     scanned: Vec<u64>,
     /// Pages that are no shard's.
     pool: Vec<PageId>,
+    /// The mode that each shard has heard of last.
+    modes: Vec<Mode>,
 }
 
 #[derive(Clone)]
@@ -456,15 +473,17 @@ impl Life<'_, '_> {
         let history = &mut self.world.history;
         for (sector, content) in contents.iter().enumerate() {
             let ok = match last {
-                End::PowerCut => history.may_survive_power_cut(sector, *content),
-                End::Kill | End::Release | End::CacheLost => {
-                    history.may_survive_kill(sector, *content)
+                End::Kill => history.may_survive(sector, *content, Promise::Logged),
+                // What the image held has been settled as durable.
+                End::PowerCut | End::CacheLost => {
+                    history.may_survive(sector, *content, Promise::Durable)
                 }
+                End::Release => history.may_survive(sector, *content, Promise::Stored),
             };
             let why = history.explain(sector);
             assert!(ok, "after {last:?} sector {sector} holds {content}: {why}");
         }
-        history.settle(&contents, self.world.now);
+        self.world.stats.lost += history.settle(&contents, self.world.now);
         self.world.settled = true;
         self.world.check_image();
     }
@@ -490,7 +509,7 @@ impl Life<'_, '_> {
             life.to_shard.iter().all(VecDeque::is_empty)
                 && life.shards.iter().all(|shard| shard.volume_is_pushing(volume) == Some(false))
         });
-        self.world.pushed = self.world.now;
+        self.world.history.promise(self.world.now, Promise::Stored);
         for shard in &self.shards {
             assert_eq!(shard.usage().dirty_blocks, 0, "nothing is dirty after a release");
         }
@@ -623,6 +642,7 @@ impl Life<'_, '_> {
                     }
                 }
                 Output::Fetch { op, object, first, count, .. } => {
+                    self.asked.insert((shard, op.slot), (object, first, count));
                     self.to_keeper[shard].push_back(FromShard::Fetch { op, object, first, count });
                 }
                 Output::Query { op, object, first, count, .. } => {
@@ -647,7 +667,11 @@ impl Life<'_, '_> {
                     });
                     taken.push(op);
                 }
-                Output::Reply(reply) => {
+                Output::HandBack { .. } => {
+                    let blocks = self.shards[shard].reply_blocks();
+                    self.transit.extend(blocks.iter().map(|block| block.page));
+                }
+                Output::Reply(reply) | Output::Late(reply) => {
                     let blocks = self.shards[shard].reply_blocks().to_vec();
                     self.answered(shard, &reply, &blocks);
                 }
@@ -700,13 +724,21 @@ impl Life<'_, '_> {
         let World { store, rng, .. } = &mut *self.world;
         let Some((token, answer)) = store.step(rng) else { return };
         let op = self.store_ops.remove(&token).expect("asked for");
-        let keys: Vec<&str> = match &answer {
-            Answer::Listed(keys) => keys.iter().map(String::as_str).collect(),
+        let keys: Vec<Listed<'_>> = match &answer {
+            Answer::Listed(found) => {
+                found.iter().map(|(key, bytes)| Listed { key, bytes: *bytes }).collect()
+            }
             _ => Vec::new(),
         };
         let result = match &answer {
             Answer::Got(bytes) => StoreResult::Got(bytes),
             Answer::Listed(_) => StoreResult::Listed(&keys),
+            Answer::Gathered(bytes) => {
+                let batch = BatchHandle(self.next_batch);
+                self.next_batch += 1;
+                self.batches.insert(batch, bytes.clone());
+                StoreResult::Gathered(batch)
+            }
             Answer::Done => StoreResult::Done,
             Answer::AlreadyExists => StoreResult::AlreadyExists,
             Answer::NotFound => StoreResult::NotFound,
@@ -755,6 +787,9 @@ impl Life<'_, '_> {
                 keeper::Output::List { op, prefix } => {
                     self.store_op(op, prefix, StoreOpKind::List);
                 }
+                keeper::Output::Gather { op, blocks, reads } => {
+                    self.store_op(op, String::new(), StoreOpKind::Gather(blocks, reads));
+                }
                 keeper::Output::Delete { op, key } => self.store_op(op, key, StoreOpKind::Delete),
                 keeper::Output::DropBatch(batch) => {
                     self.batches.remove(&batch);
@@ -781,7 +816,7 @@ impl Life<'_, '_> {
                 keeper::Output::PushDone { ticket, committed } => {
                     assert!(committed);
                     let asked = self.pushes.remove(&ticket).expect("asked for");
-                    self.world.pushed = self.world.pushed.max(asked);
+                    self.world.history.promise(asked, Promise::Stored);
                     self.world.check_image();
                 }
                 keeper::Output::EditRefused { why, .. } => panic!("refused: {why}"),
@@ -829,6 +864,10 @@ impl Life<'_, '_> {
     fn mail_to_shard(&mut self) {
         let shard = self.world.rng.index(self.shards.len());
         if let Some(mail) = self.to_shard[shard].pop_front() {
+            if let ToShard::Settings { mode, .. } = mail {
+                self.world.stats.mode_changes += u64::from(mode != self.modes[shard]);
+                self.modes[shard] = mode;
+            }
             self.tell(shard, Input::Keeper(mail));
         }
     }
@@ -868,6 +907,15 @@ impl Life<'_, '_> {
         let (shard, op, reads) = self.fetches.remove(0);
         let pages = self.shards[shard].op_pages(op).to_vec();
         let mut crcs = vec![None; pages.len()];
+        if reads.iter().any(|read| !self.world.store.objects.contains_key(&read.key)) {
+            // The pack was rewritten since: where is it now?
+            let (object, first, count) = self.asked[&(shard, op.slot)];
+            let shard = ShardId(shard as u16);
+            let now = self.now();
+            let input = keeper::Input::Fetch { shard, op, object, first, count };
+            self.keeper.handle(now, input);
+            return self.drain_keeper();
+        }
         for read in reads {
             let pack = &self.world.store.objects[&read.key];
             let bytes = &pack[read.offset as usize..read.offset as usize + read.len as usize];
@@ -906,6 +954,9 @@ impl Life<'_, '_> {
         if self.world.churns && choice < 99 {
             return;
         }
+        if self.world.churns && self.world.modes {
+            return self.ask_push();
+        }
         match self.world.rng.below(100) {
             0..50 => self.ask_write(),
             50..80 => {
@@ -929,21 +980,26 @@ impl Life<'_, '_> {
                 let (at, len) = self.some_range();
                 self.send(RequestKind::Status, false, at, len, Asked::Other);
             }
-            _ => {
-                let (ticket, now) = (self.next_request, self.now());
-                self.next_request += 1;
-                self.pushes.insert(ticket, self.world.now);
-                let rng = &mut self.world.rng;
-                let buffering = Buffering { reads: rng.chance(2, 3), writes: rng.chance(2, 3) };
-                let edit = Edit::Settings(Settings { buffering, ..Settings::default() });
-                let input = match rng.chance(1, 3) {
-                    true => keeper::Input::Edit { edit: &edit, ticket },
-                    false => keeper::Input::PushNow { ticket },
-                };
-                self.keeper.handle(now, input);
-                self.drain_keeper();
-            }
+            _ => self.ask_push(),
         }
+    }
+
+    /// A push, by itself or with other settings.
+    fn ask_push(&mut self) {
+        let (ticket, now) = (self.next_request, self.now());
+        self.next_request += 1;
+        self.pushes.insert(ticket, self.world.now);
+        let rng = &mut self.world.rng;
+        let buffering = Buffering { reads: rng.chance(2, 3), writes: rng.chance(2, 3) };
+        let modes = if self.world.modes { Mode::ALL } else { &Mode::ALL[..1] };
+        let mode = modes[rng.index(modes.len())];
+        let edit = Edit::Settings(Settings { mode, buffering, ..Settings::default() });
+        let input = match rng.chance(1, 3) {
+            true => keeper::Input::Edit { edit: &edit, ticket },
+            false => keeper::Input::PushNow { ticket },
+        };
+        self.keeper.handle(now, input);
+        self.drain_keeper();
     }
 
     /// A range of sectors that one request may have, in bytes of the volume.
@@ -1103,17 +1159,19 @@ impl Life<'_, '_> {
             }
             Asked::Change { stamp, fua } => {
                 self.transit.extend(blocks.iter().map(|block| block.page));
-                self.world.history.ack(stamp, now);
-                if fua {
-                    self.world.history.durable(stamp);
-                }
+                let promise = Promise::of(self.modes[shard], fua);
+                self.world.history.ack(stamp, now, promise);
             }
             Asked::Flush(flush) => {
                 let entry = self.flushes.get_mut(&flush).expect("asked for");
                 entry.1 -= 1;
+                if self.modes[shard] == Mode::Ephemeral {
+                    // It promises nothing, whatever the other parts do.
+                    entry.0 = 1;
+                }
                 if entry.1 == 0 {
                     let since = self.flushes.remove(&flush).expect("looked up").0;
-                    self.world.history.flushed(since - 1);
+                    self.world.history.promise(since - 1, Promise::Durable);
                 }
             }
             Asked::Other => {}

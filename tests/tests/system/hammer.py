@@ -1,6 +1,8 @@
 """Writes, and remembers what a crash of the server may leave behind.
 
-    hammer.py run URI STATE SEED    write until the connection breaks; print "acked N" as it goes
+    hammer.py run URI STATE SEED    write until the connection breaks; print "acked N" as it goes,
+                                    and "marked" when STATE.mark appeared: what is acknowledged
+                                    from then on may be lost
     hammer.py check URI STATE       compare with what was acknowledged, remember what is there
 
 Many requests are in flight over several connections, each in a lane of its own, so every sector
@@ -8,10 +10,12 @@ has one acknowledged version and at most one that was on its way. Each 512-byte 
 number and its version, over and over; version 0 is zeroes.
 """
 
+import errno
 import json
 import os
 import random
 import select
+import signal
 import sys
 
 import nbd
@@ -21,6 +25,7 @@ LANE_SECTORS = 4096
 LANES = 16
 HANDLES = 4
 RUN_SECTORS = 128
+LONGEST = 300  # seconds that a run may take
 
 
 def content(sector, version):
@@ -38,6 +43,7 @@ class State:
         if os.path.exists(path):
             with open(path) as file:
                 self.sectors = {int(k): v for k, v in json.load(file).items()}
+        self.marked = False
         self.version = max((max(v) for v in self.sectors.values()), default=0)
 
     def save(self):
@@ -46,11 +52,21 @@ class State:
 
     def issue(self, sectors, version):
         for sector in sectors:
-            self.sectors[sector] = self.sectors.get(sector, [0])[:1] + [version]
+            before = self.sectors.get(sector, [0])
+            self.sectors[sector] = (before if self.marked else before[:1]) + [version]
 
     def acknowledge(self, sectors, version):
+        if self.marked:
+            return
         for sector in sectors:
             self.sectors[sector] = [version]
+
+    def mark(self):
+        """From now on nothing that is there before is ruled out by what is acknowledged."""
+        if not self.marked and os.path.exists(self.path + ".mark"):
+            self.marked = True
+            os.remove(self.path + ".mark")
+            print("marked", flush=True)
 
 
 class Lane:
@@ -124,6 +140,7 @@ def run(uri, state, seed):
     acked = 0
     try:
         while True:
+            state.mark()
             for lane in lanes:
                 if lane.cookie is None:
                     lane.start(state, rng)
@@ -135,7 +152,8 @@ def run(uri, state, seed):
                         print("acked", acked, flush=True)
     except nbd.Error as error:
         state.save()
-        if not any(handle.aio_is_dead() or handle.aio_is_closed() for handle in handles):
+        leaving = error.errnum == errno.ESHUTDOWN
+        if not leaving and not any(handle.aio_is_dead() or handle.aio_is_closed() for handle in handles):
             sys.exit(f"a request failed: {error}")
 
 
@@ -164,6 +182,7 @@ def check(uri, state):
 if __name__ == "__main__":
     verb, uri, state = sys.argv[1], sys.argv[2], State(sys.argv[3])
     if verb == "run":
+        signal.alarm(LONGEST)
         run(uri, state, int(sys.argv[4]))
     else:
         check(uri, state)

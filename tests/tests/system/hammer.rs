@@ -1,9 +1,7 @@
 //! The writer that knows what a crash may leave behind: `hammer.py`.
 
-use std::io::{BufRead, BufReader, Lines};
-use std::process::{Child, ChildStdout, Command, Stdio};
-
-use crate::rig::{Scratch, python, script};
+use crate::rig::{Scratch, python};
+use crate::writer::Writer;
 
 /// Its memory of what it wrote, in a file.
 pub(crate) struct Hammer {
@@ -12,8 +10,8 @@ pub(crate) struct Hammer {
 
 /// A run.
 pub(crate) struct Running {
-    process: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    writer: Writer,
+    mark: String,
 }
 
 impl Hammer {
@@ -24,15 +22,8 @@ impl Hammer {
 
     /// Writes until the connection breaks.
     pub(crate) fn start(&self, uri: &str, seed: u64) -> Running {
-        let mut process = Command::new("timeout")
-            .args(["120", "/usr/bin/python3", &script("hammer.py"), "run", uri, &self.state])
-            .arg(seed.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3 starts");
-        let lines = BufReader::new(process.stdout.take().expect("piped")).lines();
-        Running { process, lines }
+        let writer = Writer::start("hammer.py", &["run", uri, &self.state, &seed.to_string()]);
+        Running { writer, mark: format!("{}.mark", self.state) }
     }
 
     /// Every acknowledged write is there, and nothing that was never written.
@@ -44,24 +35,18 @@ impl Hammer {
 impl Running {
     /// Waits for this many more hundreds of acknowledged requests.
     pub(crate) fn wait_for_hundreds(&mut self, hundreds: usize) {
-        for _ in 0..hundreds {
-            let line = self.lines.next().expect("the writer goes on").expect("a line of text");
-            assert!(line.starts_with("acked "), "{line}");
-        }
+        self.writer.wait_for_hundreds(hundreds);
+    }
+
+    /// What it gets acknowledged from now on may be lost.
+    pub(crate) fn mark(&mut self) {
+        std::fs::write(&self.mark, "").expect("the writer's directory");
+        self.writer.wait_for("marked");
     }
 
     /// Waits for its end, after the server's. It fails if a request failed before.
-    pub(crate) fn end(mut self) {
-        // Drained so that a line on its way cannot block the writer.
-        self.lines.by_ref().for_each(drop);
-        let status = self.process.wait().expect("the writer ends");
+    pub(crate) fn end(self) {
+        let status = self.writer.end();
         assert!(status.success(), "the writer: {status}");
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }

@@ -21,11 +21,7 @@ fn a_second_server_is_refused() {
     let first = site.serve(&[]);
     run("nbdcopy", &[&image, &first.uri("disk0")]);
     let other = site.neighbour(&scratch, "b");
-    let second = other.spawn(&[]);
-    wait("the second server says why not", || {
-        second.assert_alive();
-        second.log().contains("--takeover").then_some(())
-    });
+    let second = other.spawn_refused();
     assert!(!second.exports("disk0"), "two owners");
     assert_begins(&first.uri("disk0"), &image);
     first.push("disk0");

@@ -215,7 +215,8 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().expect("bound").port()
 }
 
-fn binary() -> String {
+/// The appliance.
+pub(crate) fn binary() -> String {
     std::env::var("HEELER")
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/heeler").into())
 }
@@ -265,9 +266,24 @@ impl Site {
         command
     }
 
+    /// Starts a command that is to be killed.
+    pub(crate) fn start_doomed(&self, args: &[&str]) -> Child {
+        let mut command = Command::new(binary());
+        command.args(args).arg("--data").arg(&self.data).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.spawn().expect("the command starts; is it built?")
+    }
+
     /// Runs a command that does not name the store.
     pub(crate) fn output(&self, args: &[&str]) -> Output {
         self.command(args).output().expect("timeout(1) starts")
+    }
+
+    /// Starts a command that does not name the store.
+    pub(crate) fn start(&self, args: &[&str]) -> Child {
+        let mut command = self.command(args);
+        command.stdout(Stdio::null()).spawn().expect("timeout(1) starts")
     }
 
     /// Runs a command that must succeed; its stdout.
@@ -305,12 +321,29 @@ impl Site {
 
     /// Starts a server and does not wait.
     pub(crate) fn spawn(&self, flags: &[&str]) -> Server<'_> {
+        self.spawn_by(&[], flags)
+    }
+
+    /// Starts a server that must say why it cannot have a volume, and go on running.
+    pub(crate) fn spawn_refused(&self) -> Server<'_> {
+        let server = self.spawn(&[]);
+        wait("the second server says why not", || {
+            server.assert_alive();
+            server.log().contains("--takeover").then_some(())
+        });
+        server
+    }
+
+    /// The same, by a command that ends in becoming the one behind it.
+    pub(crate) fn spawn_by(&self, by: &[&str], flags: &[&str]) -> Server<'_> {
         fs::create_dir_all(&self.data).expect("the data directory");
         let port = free_port();
         let log = self.data.with_extension("log");
         let file = File::options().append(true).create(true).open(&log).expect("a log file");
-        let mut command = Command::new(binary());
-        command.arg("serve").arg("--data").arg(&self.data).args(&self.store);
+        let binary = binary();
+        let line = [by, &[binary.as_str()]].concat();
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).arg("serve").arg("--data").arg(&self.data).args(&self.store);
         let cores = cpus().join(",");
         for (flag, value) in [("--memory", MEMORY), ("--cache-size", CACHE), ("--cores", &cores)] {
             if !flags.contains(&flag) {

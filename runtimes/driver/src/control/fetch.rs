@@ -16,7 +16,7 @@ use crate::mail::FetchedPiece;
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Wait before a failed read is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// Tries of a read whose bytes do not match their checksums, or whose pack is missing.
+/// Tries of a read whose bytes do not match their checksums.
 const WRONG_MAX: u32 = 3;
 
 /// A ranged read of a pack that is under way or waits to be tried again.
@@ -34,6 +34,8 @@ pub(super) struct Answer {
     pub(super) shard: ShardId,
     pub(super) op: OpId,
     pub(super) pieces: Option<Vec<FetchedPiece>>,
+    /// A pack was not there: it may have been rewritten since the fetch was planned.
+    pub(super) missing: bool,
 }
 
 #[derive(Debug)]
@@ -88,7 +90,7 @@ impl Fetches {
         self.held_bytes += bytes;
         let fetch = self.next;
         self.next += 1;
-        let answer = Answer { shard, op, pieces: Some(Vec::new()) };
+        let answer = Answer { shard, op, pieces: Some(Vec::new()), missing: false };
         self.fetches.insert(fetch, Fetch { answer, left: reads.len() });
         Some(reads.into_iter().map(|plan| Read { fetch, plan, since: now, wrong: 0 }).collect())
     }
@@ -119,7 +121,12 @@ impl Fetches {
                 log::error!("a fetch fails: {text}");
                 return self.end(read.fetch, None);
             }
-            _ => "is missing in the store".into(),
+            _ => {
+                log::debug!("pack {} is gone since a fetch was planned", read.plan.key);
+                let fetch = self.fetches.get_mut(&read.fetch).expect("a read belongs to a fetch");
+                fetch.answer.missing = true;
+                return self.end(read.fetch, None);
+            }
         };
         read.wrong += 1;
         if read.wrong < WRONG_MAX {
@@ -157,7 +164,7 @@ impl Fetches {
 }
 
 /// The wanted blocks of a read, each compared with its checksum.
-fn pieces(plan: &PackRead, bytes: &Bytes) -> Result<Vec<FetchedPiece>, String> {
+pub(super) fn pieces(plan: &PackRead, bytes: &Bytes) -> Result<Vec<FetchedPiece>, String> {
     if bytes.len() != plan.len as usize {
         return Err(format!("gave {} bytes of {} asked for", bytes.len(), plan.len));
     }

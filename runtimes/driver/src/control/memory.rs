@@ -21,6 +21,8 @@ pub struct Memory {
     pub arena: Arena,
     /// Bytes of fetched blocks on their way to the cores at most.
     pub fetch_bytes: usize,
+    /// Bytes of batches on their way to the store at most, of all cores together.
+    pub batch_bytes: usize,
 }
 
 /// The memory as the control thread has it.

@@ -69,6 +69,15 @@ impl<T: TableIo> Rows<T> {
         self.put(VolumeRow { pending: nonce.0, ..new_row(volume, number) })
     }
 
+    /// A snapshot is served from now on. Nothing of it is ever dirty, nor claimed.
+    pub(super) fn add_view(&mut self, view: Uuid) -> Result<(), String> {
+        if self.find(view).is_some() {
+            return Ok(());
+        }
+        let number = self.new_number();
+        self.put(VolumeRow { released: true, ..new_row(view, number) })
+    }
+
     /// The claim by this nonce is ours.
     pub(super) fn attached(&mut self, volume: Uuid, nonce: Nonce) -> Result<(), String> {
         let row = *self.find(volume).expect("a claim is remembered before it is made");

@@ -1,8 +1,11 @@
+mod handover;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use heeler_core::event::PushRun;
 use heeler_core::ids::BLOCK_BYTES;
+use heeler_core::limits::{BATCH_BLOCKS_MAX, PACK_BLOCKS_MAX};
 use heeler_core::time::Duration;
 use heeler_core::wire::head::Head;
 use heeler_core::wire::log::{Entry, FooterEntry};
@@ -74,8 +77,12 @@ impl StoreIo for MemoryStore {
 
     fn list(&mut self, token: Token, prefix: &str) {
         self.answer(token, |store| {
-            let keys = store.objects.keys().filter(|key| key.starts_with(prefix));
-            StoreAnswer::Listed(keys.cloned().collect())
+            let found = store.objects.iter().filter(|(key, _)| key.starts_with(prefix));
+            let object = |(key, bytes): (&String, &Vec<u8>)| StoredObject {
+                key: key.clone(),
+                bytes: bytes.len() as u64,
+            };
+            StoreAnswer::Listed(found.map(object).collect())
         });
     }
 
@@ -144,6 +151,7 @@ fn boot(
         table: table.borrow().0.clone(),
         logged,
         memory: memory(),
+        push_after: Duration::from_secs(5),
         cores: wires.links,
     };
     let io = MemoryStore(store.clone(), VecDeque::new());
@@ -157,7 +165,8 @@ fn memory() -> Memory {
     let needed = Plan::new(&superblock, CORES as u16, 0, 1 << 30).unwrap_err();
     let (plan, lending) = Plan::new(&superblock, CORES as u16, needed, 1 << 30).unwrap();
     let arena = plan.arena().unwrap();
-    Memory { lending, arena, fetch_bytes: plan.fetch_bytes() }
+    let batch_bytes = plan.batch_bytes() * CORES;
+    Memory { lending, arena, fetch_bytes: plan.fetch_bytes(), batch_bytes }
 }
 
 impl Rig {
@@ -391,6 +400,33 @@ fn a_fetch_outlasts_an_outage_but_not_for_ever() {
     assert_eq!(fetched(rig.mail_of(0)), None);
 }
 
+/// A fetch was planned, and before it could read, the pack was rewritten and deleted: what a client
+/// asked for would have been an I/O error.
+#[test]
+fn a_fetch_whose_pack_has_gone_is_planned_again() {
+    let mut rig = rig();
+    let volume = rig.serve(false);
+    rig.control.push(rig.now, UUID);
+    rig.push(volume, &[[5; BLOCK_BYTES]]);
+    let pack = rig.newest_head().tail[0];
+    rig.store.borrow_mut().down = true;
+    rig.fetch(volume, 3, 1);
+    rig.store.borrow_mut().down = false;
+    rig.control.push(rig.now, UUID);
+    rig.push(volume, &[[6; BLOCK_BYTES]]);
+    (0..CORES).for_each(|core| _ = rig.mail_of(core));
+    let key = names::pack_key(UUID, pack.epoch, pack.n);
+    assert!(rig.store.borrow_mut().objects.remove(&key).is_some());
+    rig.after(Duration::from_secs(1));
+    assert_eq!(fetched(rig.mail_of(0)).expect("found"), [(0, vec![6; BLOCK_BYTES])]);
+    // What is nowhere is an error, and not tried for ever.
+    let pack = rig.newest_head().tail[1];
+    let key = names::pack_key(UUID, pack.epoch, pack.n);
+    assert!(rig.store.borrow_mut().objects.remove(&key).is_some());
+    rig.fetch(volume, 3, 1);
+    assert_eq!(fetched(rig.mail_of(0)), None);
+}
+
 #[test]
 fn a_core_that_does_not_read_loses_nothing() {
     let mut rig = rig();
@@ -458,6 +494,8 @@ fn a_claim_cut_short_is_known_again() {
         let mut cut = boot(store.clone(), table.clone(), seed, BTreeMap::new());
         store.borrow_mut().answers = Some(1);
         cut.control.add_volume(cut.now, UUID, "disk0", false);
+        // What was asked outside of a turn goes out in the next one.
+        _ = cut.control.turn(cut.now);
         _ = cut.control.turn(cut.now);
         store.borrow_mut().answers = Some(1);
         store.borrow_mut().down = seed % 2 == 0;
@@ -640,4 +678,89 @@ fn rows_of_volumes_that_the_store_lost_stay_while_they_are_dirty() {
     let mut clean = boot(first.store, first.table, 1, BTreeMap::new());
     clean.control.forget_unlisted().expect("saves");
     assert!(clean.control.unlisted().is_empty());
+}
+
+/// Packs in the store.
+fn packs(rig: &Rig) -> usize {
+    rig.store.borrow().objects.keys().filter(|key| key.contains("/pack/")).count()
+}
+
+/// Plays shard 0 in a push of so many full packs, up to where nothing is left but to put them.
+fn freeze_and_send(rig: &mut Rig, volume: VolumeId, packs: u64) {
+    rig.turn();
+    let mut closed = None;
+    for core in 0..CORES {
+        for mail in rig.mail_of(core) {
+            if let FromControl::Shard { shard, mail: ToShard::Freeze { next, .. } } = mail {
+                let epoch = Epoch(next.0 - 1);
+                closed = Some(epoch);
+                let blocks = if shard.0 == 0 { packs * PACK_BLOCKS_MAX as u64 } else { 0 };
+                rig.keeper_mail(shard.0, ToKeeper::Frozen { volume, epoch, blocks });
+            }
+        }
+    }
+    let epoch = closed.expect("a push began");
+    rig.turn();
+    let count = BATCH_BLOCKS_MAX;
+    for batch in 0..packs as usize * PACK_BLOCKS_MAX / count {
+        let (object, first) = (batch * count / 1024, batch * count % 1024);
+        let run = PushRun {
+            object: object as u32,
+            first: first as u16,
+            count: count as u16,
+            zero: false,
+        };
+        let (runs, bytes) = (vec![run], vec![1; count * BLOCK_BYTES]);
+        let crcs = vec![crc32c(0, &[1; BLOCK_BYTES]); count];
+        rig.send(0, ToControl::Batch { shard: ShardId(0), volume, epoch, runs, crcs, bytes });
+    }
+    (0..SHARDS).for_each(|shard| rig.keeper_mail(shard, ToKeeper::Pushed { volume, epoch }));
+    rig.turn();
+}
+
+#[test]
+fn a_push_by_age_takes_its_time_until_somebody_waits_for_it() {
+    let mut rig = rig();
+    let volume = rig.serve(false);
+    rig.keeper_mail(0, ToKeeper::Dirtied { volume });
+    rig.turn();
+    rig.after(Duration::from_secs(5));
+    freeze_and_send(&mut rig, volume, 2);
+    assert_eq!(packs(&rig), 1, "half of it");
+    rig.after(Duration::from_millis(2400));
+    assert_eq!(packs(&rig), 1);
+    rig.after(Duration::from_millis(200));
+    assert_eq!(packs(&rig), 2, "in half of its time");
+    (0..CORES).for_each(|core| _ = rig.mail_of(core));
+    // Enough to fill packs is a reason to push, but not to hurry.
+    rig.keeper_mail(0, ToKeeper::Grown { volume });
+    freeze_and_send(&mut rig, volume, 2);
+    assert_eq!(packs(&rig), 3);
+    rig.keeper_mail(1, ToKeeper::Pressure { volume });
+    rig.turn();
+    assert_eq!(packs(&rig), 4, "room is short");
+    // What the pressure asked for begins at once, and hurries.
+    freeze_and_send(&mut rig, volume, 2);
+    assert_eq!(packs(&rig), 6);
+    let ticket = rig.control.push(rig.now, UUID).expect("served");
+    freeze_and_send(&mut rig, volume, 1);
+    assert!(rig.events().iter().any(|event| {
+        matches!(event, Event::Pushed { ticket: ended, committed: true } if *ended == ticket)
+    }));
+}
+
+#[test]
+fn what_waits_of_a_volume_that_is_deleted_never_goes_out() {
+    let mut rig = rig();
+    let volume = rig.serve(false);
+    rig.keeper_mail(0, ToKeeper::Dirtied { volume });
+    rig.turn();
+    rig.after(Duration::from_secs(5));
+    freeze_and_send(&mut rig, volume, 2);
+    assert_eq!(packs(&rig), 1);
+    let ticket = rig.control.begin_delete(UUID).expect("known");
+    rig.after(Duration::from_secs(10));
+    let quiet = |event: &Event| matches!(event, Event::Quiet { ticket: of } if *of == ticket);
+    assert!(rig.events().iter().any(quiet), "nothing is on its way");
+    assert_eq!(packs(&rig), 1);
 }

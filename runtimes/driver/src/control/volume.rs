@@ -2,9 +2,10 @@
 
 use heeler_core::ids::{BLOCK_BYTES, VolumeId};
 use heeler_core::keeper::{self, Attached, Keeper, Phase};
-use heeler_core::wire::head::Settings;
+use heeler_core::wire::head::{Settings, Source};
 use heeler_core::wire::names::{Nonce, Uuid};
 
+use super::handover::Leaving;
 use crate::mail::ExportInfo;
 
 /// Where a volume stands.
@@ -24,6 +25,15 @@ pub(super) enum State {
     Deleting(super::Ticket),
 }
 
+/// How large a volume is, and how it is cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    /// Size in blocks.
+    pub blocks: u64,
+    /// log2 of the object size in bytes.
+    pub object_shift: u8,
+}
+
 /// A volume and its keeper.
 #[derive(Debug)]
 pub(super) struct Volume {
@@ -36,10 +46,20 @@ pub(super) struct Volume {
     pub(super) life: u64,
     pub(super) nonce: Nonce,
     pub(super) takeover: bool,
+    /// It is this snapshot, served read-only.
+    pub(super) view: Option<Source>,
     pub(super) state: State,
     pub(super) attached: Option<Attached>,
+    /// The shards know its number.
+    pub(super) in_shards: bool,
+    /// Of one that was never ours, but of which the shards know something.
+    pub(super) geometry: Option<Geometry>,
+    /// It is being given up.
+    pub(super) leaving: Option<Leaving>,
     /// Store operations under way.
     pub(super) ops: usize,
+    /// Somebody waits for the next push.
+    pub(super) hurried: bool,
 }
 
 impl Volume {
@@ -50,13 +70,14 @@ impl Volume {
     }
 
     pub(super) fn export(&self) -> Option<ExportInfo> {
-        let attached = self.attached.as_ref().filter(|_| self.state == State::Served)?;
+        let open = self.state == State::Served && self.leaving.is_none_or(|left| left.is_open());
+        let attached = self.attached.as_ref().filter(|_| open)?;
         Some(ExportInfo {
             name: self.name.clone(),
             volume: self.number,
             bytes: attached.blocks * BLOCK_BYTES as u64,
             object_shift: attached.object_shift,
-            read_only: false,
+            read_only: self.view.is_some(),
         })
     }
 
@@ -64,22 +85,28 @@ impl Volume {
         let keeper = self.keeper.status();
         let (word, reason) = match &self.state {
             State::Starting => ("starting", None),
+            State::Served if self.leaving.is_some() => ("detaching", None),
             State::Served => ("served", None),
             State::Refused(why) => ("refused", Some(why.clone())),
             State::Fenced(by) => ("fenced", Some(by.clone())),
-            State::Released => ("released", None),
+            State::Released => ("detached", None),
             State::Deleting(_) => ("deleting", None),
         };
+        let attached = self.attached.as_ref();
+        let blocks = attached.map(|attached| attached.blocks);
+        let shift = attached.map(|attached| attached.object_shift);
         VolumeStatus {
             uuid: self.uuid,
             name: self.name.clone(),
             number: self.number,
             state: word,
             reason,
-            blocks: self.attached.as_ref().map_or(0, |attached| attached.blocks),
-            object_shift: self.attached.as_ref().map_or(0, |attached| attached.object_shift),
+            blocks: blocks.or(self.geometry.map(|geometry| geometry.blocks)).unwrap_or(0),
+            object_shift: shift.or(self.geometry.map(|g| g.object_shift)).unwrap_or(0),
+            in_shards: self.in_shards,
             created_unix_secs: self.attached.as_ref().map_or(0, |a| a.created_unix_secs),
             settings: self.attached.as_ref().map(|attached| attached.settings.clone()),
+            parent: self.attached.as_ref().and_then(|attached| attached.parent),
             last_failure: keeper.last_failure.map(|failure| {
                 let text = failure.note.and_then(note);
                 let why = text.unwrap_or_else(|| "the answer makes no sense".into());
@@ -87,6 +114,21 @@ impl Volume {
             }),
             keeper,
         }
+    }
+}
+
+impl VolumeStatus {
+    /// Whether the volume is this server's.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        matches!(self.state, "served" | "detaching")
+    }
+
+    /// Whether the cache may hold dirty blocks that it cannot push: the volume was lost, or is
+    /// another's.
+    #[must_use]
+    pub fn is_stranded(&self) -> bool {
+        self.in_shards && matches!(self.state, "refused" | "fenced")
     }
 }
 
@@ -99,18 +141,22 @@ pub struct VolumeStatus {
     pub name: String,
     /// Its number in this cache.
     pub number: VolumeId,
-    /// starting, served, refused, fenced, released or deleting.
+    /// starting, served, detaching, refused, fenced, detached or deleting.
     pub state: &'static str,
     /// Of refused and fenced: why, and what to do.
     pub reason: Option<String>,
-    /// Size in blocks; 0 until it was ours.
+    /// Size in blocks; 0 as long as that is not known.
     pub blocks: u64,
-    /// log2 of the object size in bytes; 0 until it was ours.
+    /// log2 of the object size in bytes; 0 as long as that is not known.
     pub object_shift: u8,
+    /// The shards know what the cache holds of it.
+    pub in_shards: bool,
     /// Seconds since 1970; 0 until it was ours.
     pub created_unix_secs: u64,
     /// What an operator says of it; `None` until it was ours.
     pub settings: Option<Settings>,
+    /// Of a clone: the snapshot that it was made from.
+    pub parent: Option<Source>,
     /// The keeper's figures.
     pub keeper: keeper::Status,
     /// The last store operation that failed, also when it is over.

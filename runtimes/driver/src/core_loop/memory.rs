@@ -159,15 +159,17 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         self.post.send_to_control(ToControl::Keeper { shard, mail });
     }
 
-    /// Sends the batches for which there is room. True if there was one.
-    pub(super) fn send_batches(&mut self) -> bool {
+    /// Sends a batch, if there is one and room for it, and what is said behind it. No more in a
+    /// turn: copying takes time, and clients wait for the next turn. True if there was anything.
+    pub(super) fn send_batch(&mut self) -> bool {
         let mut any = false;
         while let Some(next) = self.batches.next() {
             any = true;
             match next {
                 Waiting::Batch { host, op, volume, epoch, copy } => {
-                    self.send_batch(host, volume, epoch, copy);
+                    self.copy_batch(host, volume, epoch, copy);
                     self.tell(host, Input::BatchTaken(op));
+                    break;
                 }
                 Waiting::Pushed { host, volume, epoch } => {
                     let (shard, mail) = (self.hosts[host].id, ToKeeper::Pushed { volume, epoch });
@@ -178,7 +180,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         any
     }
 
-    fn send_batch(&mut self, host: usize, volume: VolumeId, epoch: Epoch, copy: BatchCopy) {
+    fn copy_batch(&mut self, host: usize, volume: VolumeId, epoch: Epoch, copy: BatchCopy) {
         let BatchCopy { runs, blocks } = copy;
         let crcs = blocks.iter().map(|block| block.crc).collect();
         let mut bytes = Vec::with_capacity(blocks.len() * BLOCK_BYTES);

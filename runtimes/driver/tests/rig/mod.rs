@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use heeler_core::event::{PushRun, ToKeeper, ToShard};
+use heeler_core::event::{Buffering, Mode, PushRun, ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, ShardId, VolumeId};
 use heeler_core::lending::{Lending, Output, Place};
-use heeler_core::shard::Budget;
+use heeler_core::shard::{Budget, DirtyRun, SalvageAt};
 use heeler_core::time::{Duration, Instant};
 use heeler_core::wire::superblock::Superblock;
 use heeler_driver::mail::{CoreStatus, ExportInfo, FetchedPiece, FromControl, ToControl};
@@ -46,6 +46,11 @@ pub(crate) struct Heard {
     pub(crate) statuses: Vec<CoreStatus>,
     pub(crate) drained: Vec<CoreId>,
     pub(crate) fetches: usize,
+    /// Orders to close a volume that were carried out.
+    pub(crate) closed: Vec<u64>,
+    /// Dirty blocks that were listed, with their shard, and what was read of them.
+    pub(crate) dirty: Vec<(ShardId, DirtyRun)>,
+    pub(crate) salvaged: Vec<Option<Vec<u8>>>,
 }
 
 pub(crate) struct Rig {
@@ -59,10 +64,14 @@ pub(crate) struct Rig {
     pub(crate) store: BTreeMap<(u32, u16), Bytes>,
     /// The store does not answer reads.
     pub(crate) store_fails: bool,
+    /// The store takes nothing: no push begins.
+    pub(crate) store_away: bool,
     control: ControlWires,
     open: Epoch,
     /// A push cycle is under way; so many shards have not answered its present step.
     cycle: Option<u16>,
+    /// Writes wait for one.
+    wanted: bool,
     /// Fetches wait here for a random time.
     fetches: Vec<(usize, FromControl)>,
     /// Divides the memory.
@@ -110,9 +119,11 @@ impl Rig {
             heard: Heard::default(),
             store: BTreeMap::new(),
             store_fails: false,
+            store_away: false,
             control,
             open: OPEN,
             cycle: None,
+            wanted: false,
             fetches: Vec::new(),
             lending,
             arena: arena.clone(),
@@ -154,9 +165,16 @@ impl Rig {
         }
     }
 
+    /// How the volume is served from now on.
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
+        let (volume, buffering) = (VOLUME, Buffering::default());
+        self.tell_shards(ToShard::Settings { volume, mode, buffering, pinned: false });
+    }
+
     /// Begins a push cycle, as a keeper would.
     pub(crate) fn push(&mut self) {
-        if self.cycle.is_none() {
+        if self.cycle.is_none() && !self.store_away {
+            self.wanted = false;
             self.cycle = Some(SHARDS);
             self.tell_shards(ToShard::Freeze { volume: VOLUME, next: self.open.next() });
         }
@@ -165,7 +183,11 @@ impl Rig {
     fn hear_of_push(&mut self, mail: ToKeeper) {
         match mail {
             ToKeeper::Pressure { .. } => self.push(),
-            ToKeeper::Dirtied { .. } => {}
+            ToKeeper::Sync { .. } => {
+                self.wanted = true;
+                self.push();
+            }
+            ToKeeper::Dirtied { .. } | ToKeeper::Grown { .. } => {}
             ToKeeper::Frozen { epoch, .. } => {
                 if self.answered(epoch) {
                     self.cycle = Some(SHARDS);
@@ -177,6 +199,9 @@ impl Rig {
                     self.cycle = None;
                     self.open = epoch.next();
                     self.tell_shards(ToShard::Committed { volume: VOLUME, epoch });
+                    if self.wanted {
+                        self.push();
+                    }
                 }
             }
         }
@@ -220,6 +245,13 @@ impl Rig {
             let exports = if listed { vec![disk0.clone()] } else { Vec::new() };
             self.tell(core, FromControl::Exports(exports.into()));
         }
+    }
+
+    /// Asks a shard for all that is dirty from there on.
+    pub(crate) fn list_dirty(&mut self, shard: ShardId, at: SalvageAt) {
+        let (volume, ticket) = (VOLUME, shard.0.into());
+        let core = usize::from(shard.0) % self.cores.len();
+        self.tell(core, FromControl::ListDirty { shard, volume, at, ticket });
     }
 
     /// Connects a client to a core and lets it choose the volume.
@@ -354,6 +386,15 @@ impl Rig {
             }
             ToControl::Copied { .. } => {}
             ToControl::Status { status, .. } => self.heard.statuses.push(status),
+            ToControl::Closed { ticket } => self.heard.closed.push(ticket),
+            ToControl::Dirty { ticket, runs, next } => {
+                let shard = ShardId(ticket as u16);
+                self.heard.dirty.extend(runs.into_iter().map(|run| (shard, run)));
+                if let Some(at) = next {
+                    self.list_dirty(shard, at);
+                }
+            }
+            ToControl::Salvaged { bytes, .. } => self.heard.salvaged.push(bytes),
             ToControl::Drained(core) => self.heard.drained.push(core),
         }
     }
