@@ -134,6 +134,34 @@ impl Budget {
         budget
     }
 
+    /// Divides anew, in proportion to what each shard had beyond the floor in a former life. Shards
+    /// of which nothing is known had the floor; if that is so of all, nothing changes.
+    pub fn resume(&mut self, former: &[Target]) {
+        let Rules { floor, most, .. } = self.rules;
+        let beyond = |target: Target| Target {
+            pages: target.pages.min(most.pages).saturating_sub(floor.pages),
+            meta_units: target.meta_units.min(most.meta_units).saturating_sub(floor.meta_units),
+        };
+        let had: u64 = former.iter().map(|former| self.rules.bytes(beyond(*former))).sum();
+        if had == 0 {
+            return;
+        }
+        let spare = self.total_bytes - self.rules.bytes_min(self.parts.len());
+        let share = |floor: u32, most: u32, had_units: u32| {
+            let units = u64::from(floor) + scale(spare, had_units.into(), had);
+            units.min(most.max(floor).into()) as u32
+        };
+        for (shard, part) in self.parts.iter_mut().enumerate() {
+            let former = former.get(shard).copied().unwrap_or(floor);
+            let Target { pages, meta_units } = beyond(former);
+            part.target = Target {
+                pages: share(floor.pages, most.pages, pages),
+                meta_units: share(floor.meta_units, most.meta_units, meta_units),
+            };
+        }
+        debug_assert!(self.used_bytes() <= self.total_bytes, "the total is hard");
+    }
+
     /// Bytes of all targets together at most.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {

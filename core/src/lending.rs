@@ -204,15 +204,17 @@ impl Setup {
 
 /// For the runtime.
 impl Lending {
-    /// Divides `total_bytes` evenly.
+    /// Divides `total_bytes`: as they were divided in a former life, as far as `former` has the
+    /// shards' shares ([`Budget::resume`]), or evenly.
     ///
     /// # Errors
     /// The bytes that are needed at least.
-    pub fn new(setup: Setup, total_bytes: u64) -> Result<Self, u64> {
+    pub fn new(setup: Setup, total_bytes: u64, former: &[Target]) -> Result<Self, u64> {
         if total_bytes < setup.bytes_min() {
             return Err(setup.bytes_min());
         }
-        let budget = Budget::new(setup.rules, setup.shards, total_bytes - setup.kept_bytes());
+        let mut budget = Budget::new(setup.rules, setup.shards, total_bytes - setup.kept_bytes());
+        budget.resume(former);
         let account = |shard| {
             let target = budget.target(shard);
             Account { pages: target.pages, target, peak: target }

@@ -253,7 +253,7 @@ fn model(bug: Bug, and_up: bool) {
         chunk_pages: 1,
         aside_bytes: 0,
     };
-    let lending = Lending::new(setup, 5 * PAGE).unwrap();
+    let lending = Lending::new(setup, 5 * PAGE, &[]).unwrap();
     assert_eq!(lending.backed_pages(), PAGES as u32);
     let memory = Arc::new(Memory::new());
     let (mut threads, mut cores, mut inboxes) = (Vec::new(), Vec::new(), Vec::new());

@@ -211,6 +211,64 @@ fn what_a_shard_cannot_do_without_comes_before_all_ages() {
     assert!(budget.target(0).pages + budget.target(0).pages / 30 >= pages_min);
 }
 
+fn targets(budget: &Budget, shards: usize) -> Vec<Target> {
+    (0..shards).map(|shard| budget.target(shard)).collect()
+}
+
+/// Shards that began with even shares took as long to be as hot as before as memory took to move.
+#[test]
+fn a_later_life_divides_as_the_one_before() {
+    let mut budget = Budget::new(RULES, 3, 16 << 20);
+    for second in 0..60 {
+        let report = busy(&budget, 1);
+        budget.handle_report(at(second), 1, report);
+        budget.round(at(second));
+    }
+    let before = targets(&budget, 3);
+    assert!(before[1].pages > 5 * before[0].pages, "{before:?}");
+    let mut later = Budget::new(RULES, 3, 16 << 20);
+    later.resume(&before);
+    for (before, later) in before.iter().zip(targets(&later, 3)) {
+        assert!(before.pages.abs_diff(later.pages) <= before.pages / 32, "{before:?} {later:?}");
+    }
+}
+
+#[test]
+fn whatever_the_shares_were_the_total_and_the_floors_hold() {
+    let mut random = Random(6);
+    for _ in 0..1000 {
+        let shards = 1 + random.below(9) as usize;
+        let total = RULES.bytes_min(shards) + random.below(40 << 20);
+        let mut budget = Budget::new(RULES, shards, total);
+        let even = targets(&budget, shards);
+        let few = random.below(2) == 0;
+        let some = |random: &mut Random| {
+            random.next() as u32 >> if few { 18 } else { random.below(33).min(31) }
+        };
+        let share = |_| Target { pages: some(&mut random), meta_units: some(&mut random) };
+        let former: Vec<Target> = (0..shards).map(share).collect();
+        budget.resume(&former[..random.below(shards as u64 + 1) as usize]);
+        check(&budget, shards);
+        budget.resume(&[RULES.floor, Target::default()]);
+        check(&budget, shards);
+        let mut fresh = Budget::new(RULES, shards, total);
+        fresh.resume(&[RULES.floor, Target::default()]);
+        assert_eq!(targets(&fresh, shards), even, "nothing is known");
+    }
+}
+
+#[test]
+fn who_had_nothing_begins_with_the_least_when_others_had_something() {
+    let mut budget = Budget::new(RULES, 3, 16 << 20);
+    budget.resume(&[Target { pages: 300, meta_units: 100 }, Target::default()]);
+    assert_eq!([budget.target(1), budget.target(2)], [RULES.floor; 2]);
+    let Target { pages, meta_units } = budget.target(0);
+    let bytes = RULES.bytes(Target { pages: pages - 100, meta_units: meta_units - 64 });
+    let spare = (16 << 20) - RULES.bytes_min(3);
+    assert!(bytes <= spare && bytes + RULES.page_bytes + RULES.unit_bytes > spare, "all of it");
+    assert_eq!((pages - 100) / (meta_units - 64), 200 / 36, "as it was divided");
+}
+
 #[test]
 #[should_panic(expected = "less than the floor")]
 fn less_than_the_floors_is_refused() {

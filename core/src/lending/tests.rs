@@ -49,7 +49,7 @@ struct World {
 
 impl World {
     fn new(total: u64) -> Self {
-        let lending = Lending::new(SETUP, total).unwrap();
+        let lending = Lending::new(SETUP, total, &[]).unwrap();
         let holder = |place, most| Holder {
             pages: lending.start_of(place).collect(),
             most,
@@ -257,7 +257,7 @@ fn memory_that_the_system_does_not_have_is_not_asked_for_again() {
 #[test]
 fn too_little_is_refused_with_what_is_needed() {
     let needed = SETUP.bytes_min();
-    assert_eq!(Lending::new(SETUP, needed - 1).unwrap_err(), needed);
+    assert_eq!(Lending::new(SETUP, needed - 1, &[]).unwrap_err(), needed);
     let mut world = World::new(needed);
     world.carry_out();
     let now = world.now;

@@ -6,6 +6,7 @@
 
 use super::Shard;
 use crate::ages::WINDOWS;
+use crate::budget::Target;
 use crate::buffer::{BufferId, Buffers, State};
 use crate::cache::{addr, forget_ghost};
 use crate::event::Output;
@@ -94,11 +95,18 @@ impl Shard<'_> {
     pub fn budget_report(&self) -> BudgetReport {
         let usage = self.buffers.usage();
         let in_use = usage.pages() - usage.free - usage.warm_in - usage.hot + usage.pinned_listed;
+        let pages_min = Self::pages_min(&self.config) - Self::pages_fixed(&self.config);
         let onodes = self.onodes.counters();
+        let mut page_ages = self.buffers.ages();
+        if self.is_cold() {
+            // Nobody else should have the pages for what is to be brought back.
+            let counted: u64 = page_ages.iter().sum();
+            page_ages[0] += u64::from(self.buffers.capacity()).saturating_sub(counted);
+        }
         BudgetReport {
             pages: self.buffers.capacity(),
-            pages_min: (Self::pages_min(&self.config) as u32).max(in_use),
-            page_ages: self.buffers.ages(),
+            pages_min: (pages_min as u32).max(in_use),
+            page_ages,
             meta_units: self.onodes.units_used(),
             meta_units_held: self.onodes.units_held(),
             meta_units_min: self.onodes.units_unevictable(),
@@ -123,6 +131,12 @@ impl Shard<'_> {
         self.progress.budget = budget;
         self.onodes.set_limit(budget.meta_units);
         self.again = true;
+    }
+
+    /// What the shard may have, as it was told last.
+    pub(super) fn share(&self) -> Target {
+        let Budget { pages, meta_units, .. } = self.progress.budget;
+        Target { pages, meta_units }
     }
 
     pub(super) fn set_policy(&mut self, policy: Policy) {

@@ -26,7 +26,7 @@ use crate::event::Output;
 use crate::ids::{BLOCK_BYTES, OpId, PageId, VolumeId};
 use crate::limits::VOLUMES_MAX;
 use crate::time::{Duration, Instant};
-use crate::wire::heat::{PageHead, Part, RecordHead};
+use crate::wire::heat::RecordHead;
 use save::Walk;
 use warm::{Phase, Run, Warming};
 
@@ -42,8 +42,9 @@ const PAGE_EVERY: Duration = Duration::from_millis(8);
 const CHANGED_PART: u64 = 128;
 /// ... and how many times longer it waits if less has.
 const LAZY: u64 = 12;
-/// How long warming waits for pages.
-const WARM_MAX: Duration = Duration::from_secs(60);
+/// How long the record waits for volumes that have something in the log and are not attached yet:
+/// they are not in the next one.
+const ATTACH_MAX: Duration = Duration::from_secs(60);
 /// Uses that count as one change: they change what is known of a buffer, not that it is there.
 const USES_OF_CHANGE: u64 = 8;
 
@@ -85,9 +86,8 @@ pub(super) struct Heat {
     fills: u32,
     /// The store could not give what was asked of it.
     store_failed: bool,
-    /// Until then warming waits for more pages when there are none: shares of memory follow what
-    /// is asked of the shards, so it takes some time until they are as they were.
-    warm_until: Instant,
+    /// When the first volume was attached.
+    since: Instant,
     /// Changes when the last record was begun.
     changes: u64,
     /// When no record is begun before.
@@ -115,7 +115,7 @@ impl Heat {
             run: None,
             fills: 0,
             store_failed: false,
-            warm_until: Instant(0),
+            since: Instant(0),
             changes: 0,
             rest_until: Instant(0),
             slice_at: Instant(0),
@@ -174,18 +174,13 @@ impl Shard<'_> {
         match self.heat.state {
             State::Idle => self.record_at(),
             State::Saving(_) => Some(self.heat.slice_at),
-            State::Warming(_) => self.is_warm().then_some(self.heat.warm_until),
-            State::Finding { .. } => None,
+            State::Finding { .. } | State::Warming(_) => None,
         }
     }
 
     /// The shard is about to end: writes what is hot down, if it has changed since that was done.
     /// [`is_saved`](Self::is_saved) says when it has ended.
     pub(super) fn save(&mut self) {
-        if matches!(self.heat.state, State::Warming(_)) && self.is_warm() {
-            self.end_run();
-            self.end_warming();
-        }
         self.heat.closing = true;
         self.heat.slice_at = self.now;
         self.again = true;
@@ -205,6 +200,12 @@ impl Shard<'_> {
         self.op(op) == Some(Op::Heat) && !matches!(self.heat.state, State::Saving(_))
     }
 
+    /// Whether what was hot before the start is not all there yet.
+    pub(super) fn is_cold(&self) -> bool {
+        let warming = matches!(self.heat.state, State::Finding { .. } | State::Warming(_));
+        self.heat.copy_pages > 0 && (warming || self.heat.fills > 0 || !self.heat.resumed)
+    }
+
     /// Something like the number of pages that have changed, and uses.
     fn heat_changes(&self) -> u64 {
         let buffers = self.buffers.counters();
@@ -222,6 +223,9 @@ impl Shard<'_> {
         // Before the first search it is not known which copy is the older one.
         if changes == 0 || !self.heat.resumed {
             return None;
+        }
+        if !self.recovered.is_empty() && self.now - self.heat.since < ATTACH_MAX {
+            return Some(self.heat.since + ATTACH_MAX);
         }
         if self.heat.closing {
             return Some(self.now);
@@ -248,28 +252,18 @@ impl Shard<'_> {
         let Some(Op::Heat) = self.end_op(op) else { return };
         self.heat.in_flight = 0;
         self.again = true;
-        let head = bytes.and_then(|bytes| PageHead::open(bytes, self.config.crc32c));
-        let ours = |head: &PageHead| head.region == self.config.layout.region;
-        let found = head.filter(ours).zip(bytes);
         match self.heat.state {
-            State::Finding { copy, newest } => self.note_copy(copy, newest, found),
-            State::Warming(warming) => self.take_in_page(warming, found),
+            State::Finding { copy, newest } => self.note_copy(copy, newest, bytes),
+            State::Warming(warming) => self.take_in_page(warming, bytes),
             State::Idle | State::Saving(_) => panic!("nothing was to be read"),
         }
     }
 
-    /// The head of a copy, if it is sound.
-    fn note_copy(
-        &mut self,
-        copy: u32,
-        newest: Option<(u64, RecordHead)>,
-        found: Option<(PageHead, &[u8])>,
-    ) {
-        let record = found.filter(|(page, _)| page.part == Part::Head && page.page == 0);
-        let record = record.and_then(|(page, bytes)| {
-            let head = RecordHead::decode(bytes, self.heat.copy_pages)?;
-            Some((page.generation, head))
-        });
+    /// The head of a copy, if it could be read.
+    fn note_copy(&mut self, copy: u32, newest: Option<(u64, RecordHead)>, bytes: Option<&[u8]>) {
+        let ShardConfig { layout, crc32c, .. } = self.config;
+        let record = bytes
+            .and_then(|bytes| RecordHead::open(bytes, layout.region, self.heat.copy_pages, crc32c));
         let older = |(generation, _): &(u64, RecordHead)| {
             record.is_none_or(|(other, _)| *generation >= other)
         };
@@ -280,14 +274,15 @@ impl Shard<'_> {
         }
         let Some((generation, head)) = newest else { return self.end_warming() };
         self.heat.generation = self.heat.generation.max(generation);
-        self.heat.warm_until = self.now + WARM_MAX;
         let phase = if self.heat.resumed { Phase::Referenced } else { Phase::Learned };
         self.heat.state = State::Warming(Warming::new(generation, head, phase));
     }
 
     fn end_warming(&mut self) {
         self.heat.state = State::Idle;
-        self.heat.resumed = true;
+        if !core::mem::replace(&mut self.heat.resumed, true) {
+            self.heat.since = self.now;
+        }
         self.heat.store_failed = false;
         self.heat.warming.clear();
         // Volumes that come a moment later find the record as it is.

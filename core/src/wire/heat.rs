@@ -5,6 +5,7 @@
 //! stands for itself, and one that is damaged or of another record is passed over.
 
 use super::bytes::{get_u16, get_u32, get_u64, get_uuid, put};
+use crate::budget::Target;
 use crate::ids::{BLOCK_BYTES, Crc32c, VolumeId};
 use crate::limits::{LEAF_BLOCKS, OBJECT_BLOCKS_MAX, ONODE_LEAVES};
 use crate::policy::Mark;
@@ -126,6 +127,8 @@ pub struct RecordHead {
     pub referenced_at: u32,
     /// The policy's time.
     pub clock: Clock,
+    /// What the shard might have of the memory.
+    pub share: Target,
 }
 
 impl RecordHead {
@@ -138,6 +141,8 @@ impl RecordHead {
         put(page, CONTENT + 12, &self.clock.now.to_le_bytes());
         put(page, CONTENT + 16, &self.clock.threshold.to_le_bytes());
         put(page, CONTENT + 20, &self.clock.new_allowed.to_le_bytes());
+        put(page, CONTENT + 24, &self.share.pages.to_le_bytes());
+        put(page, CONTENT + 28, &self.share.meta_units.to_le_bytes());
     }
 
     /// Reads the head of a record of at most `pages_max` pages.
@@ -152,9 +157,28 @@ impl RecordHead {
                 threshold: get_u32(page, CONTENT + 16),
                 new_allowed: get_u32(page, CONTENT + 20),
             },
+            share: Target {
+                pages: get_u32(page, CONTENT + 24),
+                meta_units: get_u32(page, CONTENT + 28),
+            },
         };
         let bounds = [BUFFERS_AT, head.ghosts_at, head.referenced_at, head.pages, pages_max];
         bounds.is_sorted().then_some(head)
+    }
+
+    /// Reads the first page of a copy of a region's record, and its generation. `None`: there is no
+    /// record in this copy, or a damaged one.
+    #[must_use]
+    pub fn open(
+        page: &[u8],
+        region: [u8; 16],
+        pages_max: u32,
+        crc32c: Crc32c,
+    ) -> Option<(u64, Self)> {
+        let head = PageHead::open(page, crc32c)?;
+        let is_first = head.region == region && head.part == Part::Head && head.page == 0;
+        let record = Self::decode(page, pages_max).filter(|_| is_first)?;
+        Some((head.generation, record))
     }
 }
 

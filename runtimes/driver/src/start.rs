@@ -14,6 +14,7 @@ use heeler_core::limits::{REQUEST_BLOCKS_MAX, SHARDS_MAX};
 use heeler_core::onode::{META_UNIT_BYTES, ONODE_UNITS};
 use heeler_core::recovery::{Need, Recovered, Recovery, RegionLayout};
 use heeler_core::shard::{Shard, ShardStorage};
+use heeler_core::wire::heat::RecordHead;
 use heeler_core::wire::superblock::{
     REGIONS_PAGE, SUPERBLOCK_PAGES, Superblock, SuperblockError, TABLE_PAGES, VolumeTable,
 };
@@ -196,6 +197,28 @@ impl<F: BlockFile> CacheDevice<F> {
         self.copy = copy;
         Ok(())
     }
+
+    /// What each shard might have of the memory, as its newest record of heat says; the default of
+    /// one that has none, or none that can be read.
+    pub fn shares(&self) -> Vec<Target> {
+        (0..self.superblock.shards).map(|shard| self.share(shard).unwrap_or_default()).collect()
+    }
+
+    fn share(&self, shard: u16) -> Option<Target> {
+        let Superblock { segment_pages, segments, heat_pages, .. } = self.superblock;
+        let log = u64::from(segment_pages) * u64::from(segments);
+        let area = self.superblock.region_page(shard) + log;
+        let copy_pages = heat_pages / 2;
+        let region = self.superblock.region_id(shard);
+        let record = |copy: u32| {
+            let mut page = AlignedBuf::zeroed(1);
+            let at = area + u64::from(copy * copy_pages);
+            self.file.read_at(at * PAGE_BYTES as u64, &mut page).ok()?;
+            RecordHead::open(&page, region, copy_pages, crc32c)
+        };
+        let newest = (0..2).filter_map(record).max_by_key(|(generation, _)| *generation);
+        newest.map(|(_, head)| head.share)
+    }
 }
 
 fn read_superblock<F: BlockFile>(file: &F) -> Result<Superblock, CacheError> {
@@ -286,8 +309,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Divides `memory` bytes, which may become `memory_max` later. What comes with the plan goes
-    /// to the control thread.
+    /// Divides `memory` bytes, which may become `memory_max` later: as before, if `former` has what
+    /// [`CacheDevice::shares`] found, or else evenly. What comes with the plan goes to the control
+    /// thread.
     ///
     /// # Errors
     ///
@@ -297,6 +321,7 @@ impl Plan {
         cores: u16,
         memory: u64,
         memory_max: u64,
+        former: &[Target],
     ) -> Result<(Self, Lending), u64> {
         let config = ShardConfig {
             heat_pages: superblock.heat_pages,
@@ -312,7 +337,7 @@ impl Plan {
         let adopted_max = parts.transit as usize * usize::from(cores);
         let config = ShardConfig { adopted_max, ..config };
         let setup = shares.setup(&config, &parts);
-        let lending = Lending::new(setup, memory)?;
+        let lending = Lending::new(setup, memory, former)?;
         let plan = Self {
             config,
             released: false,
@@ -572,6 +597,7 @@ fn recover<F: BlockFile>(
 mod tests {
     use super::*;
     use heeler_core::ids::VolumeId;
+    use heeler_core::wire::heat::{PageHead, Part};
     use heeler_core::wire::superblock::{CACHE_VERSION, VolumeRow};
     use heeler_hw::sim::disk::{CrashKind, SimDisk};
 
@@ -655,13 +681,60 @@ mod tests {
         assert!(matches!(CacheDevice::open(cut), Err(CacheError::Truncated { .. })));
     }
 
+    fn write_record(disk: &SimDisk, shard: u16, copy: u32, generation: u64, pages: u32) {
+        let superblock = *CacheDevice::open(disk.clone()).unwrap().superblock();
+        let share = Target { pages, meta_units: 2000 };
+        let parts_at = heeler_core::wire::heat::BUFFERS_AT;
+        let record = RecordHead {
+            pages: parts_at,
+            ghosts_at: parts_at,
+            referenced_at: parts_at,
+            share,
+            ..RecordHead::default()
+        };
+        let mut page = AlignedBuf::zeroed(1);
+        record.encode(&mut page);
+        let (region, part) = (superblock.region_id(shard), Part::Head);
+        PageHead { region, generation, page: 0, part, records: 0 }.seal(&mut page, crc32c);
+        let at = superblock.region_page(shard)
+            + u64::from(superblock.segment_pages * superblock.segments)
+            + u64::from(copy * superblock.heat_pages / 2);
+        disk.write_at(at * PAGE_BYTES as u64, &page).unwrap();
+    }
+
+    #[test]
+    fn memory_is_divided_as_the_newest_records_say() {
+        let disk = disk(5);
+        let device = CacheDevice::format(disk.clone(), CACHE, 4).unwrap();
+        assert_eq!(device.shares(), [Target::default(); 4]);
+        for (shard, copy, generation, pages) in
+            [(0, 0, 8, 5000), (0, 1, 7, 1), (2, 0, 4, 1), (2, 1, 5, 10_000)]
+        {
+            write_record(&disk, shard, copy, generation, pages);
+        }
+        let shares = device.shares();
+        assert_eq!(
+            shares.iter().map(|share| share.pages).collect::<Vec<_>>(),
+            [5000, 0, 10_000, 0]
+        );
+        let plan = |former: &[Target]| {
+            let (plan, _) = Plan::new(device.superblock(), 2, 512 << 20, 1 << 30, former).unwrap();
+            let pages = |shard| plan.pages_of(ShardId(shard)).len();
+            [0, 1, 2, 3].map(pages)
+        };
+        let [a, b, c, d] = plan(&shares);
+        assert!(b == d && c > 3 * a / 2 && a > 10 * b, "{a} {b} {c} {d}");
+        let even = plan(&[]);
+        assert!(even.iter().all(|pages| *pages == even[0]) && even[0] * 4 > a + b + c, "{even:?}");
+    }
+
     #[test]
     fn every_page_has_one_owner() {
         let superblock = Superblock::layout(CACHE, 5, 1 << 30).unwrap();
-        let needed = Plan::new(&superblock, 2, 0, 1 << 35).unwrap_err();
-        assert_eq!(Plan::new(&superblock, 2, needed - 1, 1 << 35).unwrap_err(), needed);
+        let needed = Plan::new(&superblock, 2, 0, 1 << 35, &[]).unwrap_err();
+        assert_eq!(Plan::new(&superblock, 2, needed - 1, 1 << 35, &[]).unwrap_err(), needed);
         for memory in [needed, needed + (1 << 20), needed + (400 << 20), 1 << 34] {
-            let (plan, lending) = Plan::new(&superblock, 2, memory, 1 << 35).unwrap();
+            let (plan, lending) = Plan::new(&superblock, 2, memory, 1 << 35, &[]).unwrap();
             let mut all: Vec<PageId> =
                 (0..2).flat_map(|core| plan.transit_of(CoreId(core))).collect();
             assert_eq!(all.len(), plan.config.adopted_max);

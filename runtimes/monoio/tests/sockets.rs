@@ -173,8 +173,8 @@ fn clients_on_unix_and_tcp_sockets_are_served_by_two_cores() {
     let bytes = Superblock::bytes_min(SHARDS) + (128 << 20);
     let file = BackingFile::create(&scratch.0.join("cache"), bytes, &mut |_, _| ()).unwrap();
     let device = CacheDevice::format(file, [3; 16], SHARDS).unwrap();
-    let memory = Plan::new(device.superblock(), CORES, 0, 0).unwrap_err() + (40 << 20);
-    let (plan, _lending) = Plan::new(device.superblock(), CORES, memory, memory).unwrap();
+    let memory = Plan::new(device.superblock(), CORES, 0, 0, &[]).unwrap_err() + (40 << 20);
+    let (plan, _lending) = Plan::new(device.superblock(), CORES, memory, memory, &[]).unwrap();
     let arena = plan.arena().unwrap();
     let socket = scratch.0.join("nbd.sock");
     let unix = Listener::Unix(UnixListener::bind(&socket).unwrap());

@@ -3,13 +3,15 @@
 
 use std::collections::VecDeque;
 
+use heeler_core::budget::Target;
 use heeler_core::config::ShardConfig;
 use heeler_core::event::{Advice, Input, Output, Request, RequestKind, Status, ToKeeper, ToShard};
 use heeler_core::ids::{BLOCK_BYTES, BlockRef, Epoch, OpId, PageId, VolumeId};
 use heeler_core::policy::Policy;
 use heeler_core::recovery::{Need, Recovered, Recovery, RegionLayout};
-use heeler_core::shard::{Shard, ShardStorage};
+use heeler_core::shard::{Budget, Shard, ShardStorage};
 use heeler_core::time::{Duration, Instant};
+use heeler_core::wire::heat::RecordHead;
 use heeler_hw::queue::BlockFile;
 use heeler_hw::sim::SimDisk;
 use heeler_hw::{AlignedBuf, Arena, crc32c};
@@ -52,6 +54,19 @@ impl Machine {
         start..start + u64::from(self.heat_pages)
     }
 
+    /// What the newest record says that the shard might have.
+    pub(crate) fn share(&self) -> Target {
+        let record = |copy: u64| {
+            let half = u64::from(self.heat_pages / 2);
+            let mut page = AlignedBuf::zeroed(1);
+            let at = (self.heat().start + copy * half) * BLOCK_BYTES as u64;
+            self.disk.read_at(at, &mut page).expect("a sound device");
+            RecordHead::open(&page, self.layout.region, half as u32, crc32c)
+        };
+        let newest = (0..2).filter_map(record).max_by_key(|(generation, _)| *generation);
+        newest.expect("a record").1.share
+    }
+
     fn config(&self) -> ShardConfig {
         ShardConfig {
             policy: self.policy,
@@ -64,6 +79,14 @@ impl Machine {
 
     /// Starts, serves the volume, lets `run` do what it wants, and is killed.
     pub(crate) fn live<T>(&mut self, run: impl FnOnce(&mut Life<'_>) -> T) -> T {
+        self.start(|life| {
+            life.attach(VOLUME);
+            run(life)
+        })
+    }
+
+    /// The same, but serves nothing yet.
+    pub(crate) fn start<T>(&mut self, run: impl FnOnce(&mut Life<'_>) -> T) -> T {
         let config = self.config();
         let fixed = Shard::pages_fixed(&config) as u32;
         let own: Vec<_> = (0..fixed + self.pages).map(PageId).collect();
@@ -72,6 +95,7 @@ impl Machine {
         let recovered = recover(&self.disk, self.layout);
         let mut life = Life {
             now: self.now,
+            volume: VOLUME,
             arena: Arena::new(transit.end).expect("memory"),
             shard: Shard::new(config, &mut storage, &own, recovered),
             disk: self.disk.clone(),
@@ -80,16 +104,10 @@ impl Machine {
             leases: Vec::new(),
             last: Vec::new(),
             fetches: Vec::new(),
+            claims: Vec::new(),
             store_fails: self.store_fails,
             spoils: self.spoils,
         };
-        life.mail(ToShard::Attach {
-            volume: VOLUME,
-            object_shift: OBJECT_SHIFT,
-            blocks: BLOCKS.into(),
-            open: COMMITTED.next(),
-            committed: COMMITTED,
-        });
         let result = run(&mut life);
         life.shard.check();
         self.now = life.now;
@@ -129,6 +147,7 @@ pub(crate) fn stored(block: u32) -> u64 {
 /// From a start to a kill.
 pub(crate) struct Life<'a> {
     now: u64,
+    volume: VolumeId,
     arena: Arena,
     pub(crate) shard: Shard<'a>,
     disk: SimDisk,
@@ -139,11 +158,31 @@ pub(crate) struct Life<'a> {
     last: Vec<u64>,
     /// Blocks of each fetch.
     pub(crate) fetches: Vec<u16>,
+    /// The young pages that the shard said it had, at each read of data from the device.
+    pub(crate) claims: Vec<u64>,
     pub(crate) store_fails: bool,
     spoils: bool,
 }
 
 impl Life<'_> {
+    /// Serves a volume; requests are for it from now on.
+    pub(crate) fn attach(&mut self, volume: VolumeId) {
+        self.volume = volume;
+        self.mail(ToShard::Attach {
+            volume,
+            object_shift: OBJECT_SHIFT,
+            blocks: BLOCKS.into(),
+            open: COMMITTED.next(),
+            committed: COMMITTED,
+        });
+    }
+
+    /// Says what the shard may have.
+    pub(crate) fn allow(&mut self, pages: u32, meta_units: u32) {
+        self.tell(Input::Budget(Budget { pages, meta_units, below: PageId::NONE }));
+        self.settle();
+    }
+
     fn mail(&mut self, mail: ToShard) {
         self.tell(Input::Keeper(mail));
         self.settle();
@@ -194,7 +233,10 @@ impl Life<'_> {
     pub(crate) fn is_in_ram(&self, block: u32) -> bool {
         let (object, at) = (block / OBJECT_BLOCKS, (block % OBJECT_BLOCKS) as u16);
         let onodes = self.shard.onodes();
-        let onode = onodes.iter().find(|onode| onodes.get(*onode).object == object);
+        let onode = onodes.iter().find(|onode| {
+            let onode = onodes.get(*onode);
+            (onode.volume, onode.object) == (self.volume, object)
+        });
         let place = onode.and_then(|onode| onodes.block(onode, at));
         place.is_some_and(|(leaf, index)| onodes.buffer(leaf, index).is_some())
     }
@@ -202,9 +244,8 @@ impl Life<'_> {
     fn request(&mut self, kind: RequestKind, first: u32, count: u32, blocks: &[BlockRef]) {
         let block = BLOCK_BYTES as u32;
         let (object, offset) = (first / OBJECT_BLOCKS, first % OBJECT_BLOCKS * block);
-        let (advice, len) = (Advice::None, count * block);
-        let request =
-            Request { id: 1, kind, fua: false, advice, volume: VOLUME, object, offset, len };
+        let (advice, len, volume) = (Advice::None, count * block, self.volume);
+        let request = Request { id: 1, kind, fua: false, advice, volume, object, offset, len };
         self.tell(Input::Request(request, blocks));
         self.settle();
     }
@@ -269,6 +310,7 @@ impl Life<'_> {
     fn carry_out(&mut self, output: Output) {
         match output {
             Output::DeviceRead { op, at, .. } => {
+                self.claims.push(self.shard.budget_report().page_ages[0]);
                 let pages = self.shard.op_pages(op).to_vec();
                 for (page, from) in pages.iter().zip(at..) {
                     let mut bytes = AlignedBuf::zeroed(1);

@@ -4,9 +4,11 @@
 
 mod machine;
 
+use heeler_core::budget::Target;
+use heeler_core::ids::VolumeId;
 use heeler_core::policy::Policy;
 use heeler_hw::sim::Rng;
-use machine::{BLOCKS, Life, Machine, stored};
+use machine::{BLOCKS, Life, Machine, VOLUME, stored};
 
 /// Pages of RAM: an eighth of the volume.
 const PAGES: u32 = 1024;
@@ -276,5 +278,72 @@ fn who_does_nothing_writes_nothing() {
     machine.live(|life| {
         (0..100).for_each(|_| life.pass(60_000));
         assert_eq!(life.shard.counters().heat_pages, 0, "to read what was hot changes nothing");
+    });
+}
+
+#[test]
+fn a_record_says_what_the_shard_might_have() {
+    let mut machine = Machine::new(Policy::Reuse, PAGES, SEGMENTS);
+    for share in
+        [Target { pages: 1700, meta_units: 5000 }, Target { pages: 1500, meta_units: 7000 }]
+    {
+        machine.live(|life| {
+            life.allow(share.pages, share.meta_units);
+            (0..100).for_each(|block| _ = life.read(block * 7, 1));
+            life.save();
+        });
+        assert_eq!(machine.share(), share);
+    }
+}
+
+/// Shards that were quicker to read what had been hot took the pages of the others away, and these
+/// had no room for it any more.
+#[test]
+fn a_shard_claims_all_its_pages_until_what_was_hot_is_back() {
+    let mut machine = Machine::new(Policy::Reuse, PAGES, SEGMENTS);
+    let claimed = |life: &Life<'_>| life.shard.budget_report().page_ages[0];
+    machine.start(|life| {
+        life.pass(100_000);
+        assert_eq!(claimed(life), PAGES.into(), "nothing is known yet");
+        life.attach(VOLUME);
+        assert_eq!(claimed(life), 0, "there was nothing");
+        (0..100).for_each(|block| _ = life.read(block * 7, 1));
+        life.save();
+    });
+    machine.start(|life| {
+        life.attach(VOLUME);
+        assert!(life.claims.len() == 100 && life.claims.iter().all(|claim| *claim == PAGES.into()));
+        assert_eq!(claimed(life), 100, "what is back, and no more");
+    });
+}
+
+/// What is hot of a volume that a slow store lets wait is not in a record that is made meanwhile.
+#[test]
+fn a_record_waits_for_volumes_to_be_attached_but_not_for_ever() {
+    let mut machine = Machine::new(Policy::Reuse, PAGES, SEGMENTS);
+    machine.live(|life| {
+        (0..300).for_each(|block| _ = life.read(block * 7, 1));
+        life.save();
+    });
+    let other = |life: &mut Life<'_>, seconds: u64| {
+        life.attach(VolumeId(9));
+        for second in 0..seconds {
+            (0..8).for_each(|block| _ = life.read(second as u32 * 8 + block, 1));
+            life.pass(1000);
+        }
+    };
+    machine.start(|life| {
+        other(life, 50);
+        assert_eq!(life.shard.counters().heat_records, 0);
+        life.save();
+    });
+    machine.start(|life| {
+        other(life, 50);
+        life.attach(VOLUME);
+        assert!((0..300).all(|block| life.is_in_ram(block * 7)), "as it was");
+    });
+    machine.start(|life| {
+        other(life, 100);
+        assert!(life.shard.counters().heat_records > 10, "not for ever");
     });
 }

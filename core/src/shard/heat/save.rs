@@ -262,6 +262,7 @@ impl Shard<'_> {
         if walk.staged == 0 {
             // As of now: nothing that was written is younger.
             walk.head.clock = self.buffers.learned().clock();
+            walk.head.share = self.share();
             (at, walk.page) = (0, 0);
             let head = walk.head;
             head.encode(self.page_made(&walk));

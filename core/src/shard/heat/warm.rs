@@ -3,6 +3,7 @@
 
 use super::{LOOK_SLICE, State};
 use crate::cache::addr;
+use crate::config::ShardConfig;
 use crate::event::Output;
 use crate::ids::{BLOCK_BYTES, VolumeId};
 use crate::limits::{BATCH_BLOCKS_MAX, LEAF_BLOCKS, ONODE_LEAVES, REQUEST_BLOCKS_MAX};
@@ -102,13 +103,16 @@ enum Last {
 
 impl Shard<'_> {
     /// A page of the record; what is not as it should be is passed over.
-    pub(super) fn take_in_page(&mut self, mut warming: Warming, found: Option<(PageHead, &[u8])>) {
+    pub(super) fn take_in_page(&mut self, mut warming: Warming, bytes: Option<&[u8]>) {
+        let ShardConfig { layout, crc32c, .. } = self.config;
         let wanted = |head: &PageHead| {
-            head.generation == warming.generation
+            head.region == layout.region
+                && head.generation == warming.generation
                 && head.page + 1 == warming.page
                 && head.part == warming.part()
         };
-        if let Some((head, bytes)) = found.filter(|(head, _)| wanted(head)) {
+        let head = bytes.and_then(|bytes| PageHead::open(bytes, crc32c)).filter(wanted);
+        if let Some((head, bytes)) = head.zip(bytes) {
             if warming.phase == Phase::Learned {
                 for (at, kind) in kinds_of_page(head.page).enumerate() {
                     self.buffers.learned_mut().set_counts(kind, &decode_kind(bytes, at));
@@ -126,17 +130,10 @@ impl Shard<'_> {
         }
         for _ in 0..LOOK_SLICE {
             if matches!(warming.phase, Phase::Read | Phase::Fetch) {
-                let full = self.is_warm();
                 let failed = warming.phase == Phase::Fetch && self.heat.store_failed;
-                if failed || full && self.now >= self.heat.warm_until {
+                if failed || self.is_full() {
                     self.end_run();
                     return self.end_warming();
-                }
-                if full {
-                    // Goes on when the shard is given more.
-                    self.end_run();
-                    self.heat.state = State::Warming(warming);
-                    return;
                 }
                 if self.must_wait(warming.phase) {
                     // Goes on when a fill has ended. A fetch goes on growing then: whoever wants a
@@ -175,7 +172,7 @@ impl Shard<'_> {
     }
 
     /// Whether all pages are in use, but for those that are left to clients.
-    pub(super) fn is_warm(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.buffers.free_pages() <= PAGES_SPARE
     }
 
@@ -266,7 +263,7 @@ impl Shard<'_> {
         let Some(onode) = self.warm_onode(found.volume, found.object, fetches) else { return };
         for index in (0..LEAF_BLOCKS).filter(|index| found.buffers & 1 << index != 0) {
             let block = found.first + index as u16;
-            if u32::from(block) >= blocks || self.is_warm() {
+            if u32::from(block) >= blocks || self.is_full() {
                 break;
             }
             let tag = if found.warm & 1 << index != 0 { Tag::WarmIn } else { Tag::Hot };

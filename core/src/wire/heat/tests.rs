@@ -109,7 +109,8 @@ fn what_was_learned_is_read_as_it_was_written() {
 #[test]
 fn a_head_whose_parts_overlap_is_refused() {
     let clock = Clock { now: 5, threshold: 6, new_allowed: 7 };
-    let head = RecordHead { pages: 20, ghosts_at: 8, referenced_at: 12, clock };
+    let share = Target { pages: 8, meta_units: 9 };
+    let head = RecordHead { pages: 20, ghosts_at: 8, referenced_at: 12, clock, share };
     let decoded = |head: RecordHead, pages_max: u32| {
         let mut page = vec![0xa5; BLOCK_BYTES];
         head.encode(&mut page);
@@ -120,6 +121,21 @@ fn a_head_whose_parts_overlap_is_refused() {
     assert_eq!(decoded(RecordHead { ghosts_at: 3, ..head }, 20), None);
     assert_eq!(decoded(RecordHead { ghosts_at: 13, ..head }, 20), None);
     assert_eq!(decoded(RecordHead { referenced_at: 21, ..head }, 20), None);
+}
+
+#[test]
+fn only_the_first_page_of_the_regions_own_record_is_a_head() {
+    let record = RecordHead { pages: 20, ghosts_at: 8, referenced_at: 12, ..RecordHead::default() };
+    let opened = |region: [u8; 16], page: u32, part: Part| {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        record.encode(&mut bytes);
+        PageHead { region, generation: 9, page, part, records: 0 }.seal(&mut bytes, crc32c);
+        RecordHead::open(&bytes, [7; 16], 20, crc32c)
+    };
+    assert_eq!(opened([7; 16], 0, Part::Head), Some((9, record)));
+    assert_eq!(opened([6; 16], 0, Part::Head), None);
+    assert_eq!(opened([7; 16], 1, Part::Head), None);
+    assert_eq!(opened([7; 16], 0, Part::Buffers), None);
 }
 
 #[test]

@@ -107,8 +107,8 @@ fn with_server(name: &str, dirty: u64, client: impl AsyncFnOnce(&mut Client)) {
     let device = CacheDevice::format(SharedFile(Arc::new(file)), [3; 16], 1).expect("formats");
     let (mut cores, wires) = wire(1, true).expect("wires");
     let core = Core { wires: cores.remove(0), dirty };
-    let needed = Plan::new(device.superblock(), 1, 0, LIMIT).expect_err("too little");
-    let (plan, lending) = Plan::new(device.superblock(), 1, needed, LIMIT).expect("enough");
+    let needed = Plan::new(device.superblock(), 1, 0, LIMIT, &[]).expect_err("too little");
+    let (plan, lending) = Plan::new(device.superblock(), 1, needed, LIMIT, &[]).expect("enough");
     let start = std::time::Instant::now();
     let mut count = 0;
     let setup = Setup {

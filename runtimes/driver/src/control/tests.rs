@@ -162,8 +162,8 @@ fn boot(
 /// The memory of a cache as small as can be.
 fn memory() -> Memory {
     let superblock = Superblock::layout([1; 16], SHARDS, Superblock::bytes_min(SHARDS)).unwrap();
-    let needed = Plan::new(&superblock, CORES as u16, 0, 1 << 30).unwrap_err();
-    let (plan, lending) = Plan::new(&superblock, CORES as u16, needed, 1 << 30).unwrap();
+    let needed = Plan::new(&superblock, CORES as u16, 0, 1 << 30, &[]).unwrap_err();
+    let (plan, lending) = Plan::new(&superblock, CORES as u16, needed, 1 << 30, &[]).unwrap();
     let arena = plan.arena().unwrap();
     let batch_bytes = plan.batch_bytes() * CORES;
     Memory { lending, arena, fetch_bytes: plan.fetch_bytes(), batch_bytes }

@@ -92,8 +92,8 @@ impl Rig {
     pub(crate) fn new(disk: SimDisk, cores: u16, seed: u64) -> Self {
         let device = CacheDevice::open(disk.clone()).unwrap();
         let superblock = *device.superblock();
-        let needed = Plan::new(&superblock, cores, 0, MEMORY_MAX).unwrap_err();
-        let (plan, lending) = Plan::new(&superblock, cores, needed, MEMORY_MAX).unwrap();
+        let needed = Plan::new(&superblock, cores, 0, MEMORY_MAX, &[]).unwrap_err();
+        let (plan, lending) = Plan::new(&superblock, cores, needed, MEMORY_MAX, &[]).unwrap();
         let arena = plan.arena().unwrap();
         let (wires, control) = wire(usize::from(cores), false).unwrap();
         let build = |wires: heeler_driver::wires::CoreWires| {
