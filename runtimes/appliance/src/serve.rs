@@ -377,7 +377,8 @@ fn plan(
         return Err(Failure::Usage(format!("--memory: {}", too_much_memory(memory, limit))));
     }
     let superblock = device.superblock();
-    let (mut plan, lending) = Plan::new(superblock, cores, bytes, limit, &device.shares()).map_err(|needed| {
+    let divided = Plan::new(superblock, cores, bytes, limit, &device.shares());
+    let (mut plan, lending) = divided.map_err(|needed| {
         Failure::Usage(format!(
             "--memory {memory} is too small: {cores} cores and the {} shards of this cache need at \
              least {}M",
