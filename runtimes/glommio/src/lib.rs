@@ -26,8 +26,13 @@ use rustix::thread::{MembarrierCommand, membarrier};
 const RING_ENTRIES: usize = 256;
 /// Bytes of buffers of the runtime's own, which only a look at what a socket has goes through.
 const RUNTIME_BUFFERS: usize = 1 << 20;
-/// Longest time for which tasks that are ready keep sockets and timers waiting.
-const TURN_MAX: Duration = Duration::from_millis(1);
+/// After so long glommio takes the processor from tasks that are ready. It must not: its executor
+/// takes a time that ran out before the first of them ran, as on a busy machine, for "none was ready",
+/// and goes to sleep. All tasks here give way by themselves.
+const TURN_MAX: Duration = Duration::from_secs(3600);
+/// What glommio looks at to see whether the time ran out is whether anything came, and a cancelled
+/// timer may come at the wrong moment too. So there always is a timer that ends such a sleep.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
 
 /// glommio.
 #[derive(Debug)]
@@ -149,5 +154,14 @@ where
         .preempt_timer(TURN_MAX)
         .make()
         .map_err(|error| RunError::Runtime(plain(error)))?;
-    executor.run(adapter::run::<Glommio, Q>(driver, listeners)).map_err(RunError::Runtime)
+    let run = async move {
+        glommio::spawn_local(async {
+            loop {
+                glommio::timer::sleep(SLEEP_MAX).await;
+            }
+        })
+        .detach();
+        adapter::run::<Glommio, Q>(driver, listeners).await
+    };
+    executor.run(run).map_err(RunError::Runtime)
 }
