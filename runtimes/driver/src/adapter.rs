@@ -1,5 +1,6 @@
 //! What every runtime does alike: the tasks of a core and of its connections, over the few things
-//! that a runtime does in its own way. A runtime is an implementation of [`Runtime`] and a `run_core`.
+//! that a runtime does in its own way. A runtime is an implementation of [`Runtime`] and a
+//! `run_core`.
 //!
 //! System calls are what a request costs most, and that shapes this module. Replies are sent at
 //! once, and only what a socket does not take is left to a task. Of tasks that are ready again and

@@ -2,8 +2,8 @@
 //!
 //! What glommio does with sockets is to try the system call first and to wait in its ring when the
 //! socket has nothing. Its own files are not used: it does not know raw devices and misjudges
-//! whether a device can be polled. The block queue has a ring of its own, and glommio waits for that
-//! ring's eventfd.
+//! whether a device can be polled. The block queue has a ring of its own, and glommio waits for
+//! that ring's eventfd.
 #![deny(unsafe_code, missing_docs)]
 
 use std::io;
@@ -27,8 +27,8 @@ const RING_ENTRIES: usize = 256;
 /// Bytes of buffers of the runtime's own, which only a look at what a socket has goes through.
 const RUNTIME_BUFFERS: usize = 1 << 20;
 /// After so long glommio takes the processor from tasks that are ready. It must not: its executor
-/// takes a time that ran out before the first of them ran, as on a busy machine, for "none was ready",
-/// and goes to sleep. All tasks here give way by themselves.
+/// takes a time that ran out before the first of them ran, as on a busy machine, for "none was
+/// ready", and goes to sleep. All tasks here give way by themselves.
 const TURN_MAX: Duration = Duration::from_secs(3600);
 /// What glommio looks at to see whether the time ran out is whether anything came, and a cancelled
 /// timer may come at the wrong moment too. So there always is a timer that ends such a sleep.

@@ -1,8 +1,8 @@
 //! A data core on monoio (io_uring).
 //!
-//! The eventfds of the block queue and of the mailboxes are waited for by reads in the ring, without
-//! asking first whether they are readable. And since monoio 0.2 enters the kernel after every step of
-//! its main future that wakes a task, the loop is a task too.
+//! The eventfds of the block queue and of the mailboxes are waited for by reads in the ring,
+//! without asking first whether they are readable. And since monoio 0.2 enters the kernel after
+//! every step of its main future that wakes a task, the loop is a task too.
 #![deny(unsafe_code, missing_docs)]
 
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! One core on a runtime: the task that turns the loop, those that hear of completions and mail, and
-//! those that accept.
+//! One core on a runtime: the task that turns the loop, those that hear of completions and mail,
+//! and those that accept.
 
 use std::cell::{RefCell, RefMut};
 use std::future::{Future, poll_fn};
