@@ -344,11 +344,13 @@ impl Part {
         })
     }
 
-    /// Metadata used within the window or a younger one, and what it lacks.
+    /// Metadata used within the window or a younger one. If some is lacked, more than it may have
+    /// now: it may not have got that yet, as memory comes in whole chunks from the arena.
     fn meta_to_age(&self, now: Instant, age: usize) -> u64 {
+        let target = u64::from(self.target.meta_units);
         let lacks = age >= META_AGE && self.lost_onodes;
-        let lacked = if lacks { u64::from(self.target.meta_units / 8) + 1 } else { 0 };
-        lacked.saturating_add(to_age(&self.report.meta_ages, now - self.reported, age))
+        let wanted = if lacks { target + target / 8 + 1 } else { 0 };
+        wanted.max(to_age(&self.report.meta_ages, now - self.reported, age))
     }
 
     /// Pages used within the window or a younger one, and those it lacks.

@@ -196,6 +196,27 @@ fn metadata_that_is_evicted_grows_at_the_cost_of_old_data() {
     }
 }
 
+/// What a shard might have more was an eighth beyond what it used. It does not use more before the
+/// memory is there, which the arena gives back in whole chunks only: if these were larger, none was
+/// given back, and a small server knew hardly anything of a large device.
+#[test]
+fn what_metadata_should_have_grows_while_it_waits_for_memory() {
+    let mut budget = Budget::new(RULES, 2, 16 << 20);
+    let Target { pages, meta_units } = budget.target(0);
+    for second in 0..40 {
+        let mut report = BudgetReport { pages, meta_units, ..BudgetReport::default() };
+        report.onode_evictions = second;
+        report.meta_ages[0] = meta_units.into();
+        report.page_ages[0] = u64::from(pages) / 2;
+        for shard in 0..2 {
+            budget.handle_report(at(second), shard, report);
+        }
+        budget.round(at(second));
+    }
+    let now = budget.target(0).meta_units;
+    assert!(now > meta_units * 3, "{now} of {meta_units}");
+}
+
 #[test]
 fn what_a_shard_cannot_do_without_comes_before_all_ages() {
     let mut budget = Budget::new(RULES, 2, 4 << 20);
