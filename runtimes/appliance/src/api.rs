@@ -38,6 +38,8 @@ pub(crate) enum Request {
     VolumePush { name: String },
     /// Answered by nothing, when the store has it.
     VolumeSet { name: String, settings: Vec<Setting> },
+    /// Answered by nothing, when clients can open it with its new size.
+    VolumeResize { name: String, size_bytes: u64, force: bool },
     /// [`Scrubbed`], when it is done.
     VolumeScrub { name: String },
     /// Answered by nothing, when it is done.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod admin;
 pub(crate) mod snapshot;
 mod transfer;
 
@@ -12,6 +13,7 @@ use heeler_core::event::Mode;
 use heeler_core::policy::Policy;
 use heeler_replay::{CacheSize, SizeError};
 
+pub(crate) use self::admin::ResizeArgs;
 use self::snapshot::{CloneArgs, SnapshotCommand};
 pub(crate) use self::transfer::{ExportArgs, ImportArgs};
 use crate::setting::{Setting, Switch, parse_mode};
@@ -218,6 +220,9 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// Change the size of a volume, also while clients are at work. NBD has no way to tell them: a
+    /// client sees it when it connects again
+    Resize(ResizeArgs),
     /// Copy a disk from a file or an NBD server into a volume, which is made
     Import(ImportArgs),
     /// Copy a volume to a file or an NBD server

@@ -1,6 +1,7 @@
 //! The commands beside `serve` and `check`. They ask the running server; what concerns only the
 //! store is done without one too.
 
+mod admin;
 mod handover;
 pub(crate) mod snapshot;
 
@@ -117,6 +118,7 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
         }
         VolumeCommand::Delete { name, force, store } => delete(common, name, *force, store)?,
         VolumeCommand::Set { name, settings, store } => set(common, name, settings, store)?,
+        VolumeCommand::Resize(args) => admin::resize(common, args)?,
         VolumeCommand::Import(args) => transfer::import(common, args)?,
         VolumeCommand::Export(args) => transfer::export(common, args)?,
         VolumeCommand::Scrub { name } => scrub(&mut Server::connect(&common.data()?)?, name)?,

@@ -2,6 +2,7 @@
 
 mod handover;
 mod push;
+mod resize;
 mod salvage;
 mod snapshot;
 
@@ -37,6 +38,7 @@ use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot};
 
+pub(crate) use self::resize::resize_stored;
 use crate::api::{
     Answer, CacheInfo, CacheReport, CoreInfo, Deleted, Purged, Request, Resized, Scrubbed,
     ServerMemory, Status, VolumeInfo, VolumeLine,
@@ -95,6 +97,8 @@ pub(crate) struct Server {
     draining: Cell<bool>,
     /// Held while a snapshot is deleted.
     deletions: tokio::sync::Mutex<()>,
+    /// Held while a volume's size changes.
+    resizes: tokio::sync::Mutex<()>,
     on_served: Box<dyn Fn(&VolumeStatus)>,
 }
 
@@ -140,6 +144,7 @@ impl Server {
             start,
             draining: Cell::new(false),
             deletions: tokio::sync::Mutex::new(()),
+            resizes: tokio::sync::Mutex::new(()),
             on_served,
         }
     }
@@ -239,6 +244,7 @@ impl Server {
             | Event::EditRefused { ticket, .. }
             | Event::Detached { ticket, .. }
             | Event::Dirty { ticket, .. }
+            | Event::Cut { ticket, .. }
             | Event::Salvaged { ticket, .. } => *ticket,
             Event::Stale { volume } => return self.settle_stale(*volume),
             Event::Served { name } | Event::Refused { name, .. } => {
@@ -635,6 +641,9 @@ impl Server {
                 done(&self.create(&new).await?)
             }
             Request::VolumeSet { name, settings } => done(&self.set(&name, &settings).await?),
+            Request::VolumeResize { name, size_bytes, force } => {
+                done(&self.volume_resize(&name, size_bytes, force, out).await?)
+            }
             Request::VolumeScrub { name } => done(&self.scrub(&name, out).await?),
             Request::VolumeAttach { name, takeover } => done(&self.attach(&name, takeover).await?),
             Request::VolumeDetach { name } => done(&self.detach(&name, out).await?),

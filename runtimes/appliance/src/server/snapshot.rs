@@ -16,7 +16,7 @@ use crate::snapshot;
 
 impl Server {
     /// The volume of this name, if it is this server's to change.
-    fn own_volume(&self, name: &str) -> Option<VolumeStatus> {
+    pub(super) fn own_volume(&self, name: &str) -> Option<VolumeStatus> {
         self.find(name).filter(|status| status.state == "served")
     }
 
