@@ -38,6 +38,8 @@ pub(crate) enum Request {
     VolumePush { name: String },
     /// Answered by nothing, when the store has it.
     VolumeSet { name: String, settings: Vec<Setting> },
+    /// Answered by nothing, when clients can open it by its new name.
+    VolumeRename { old: String, new: String },
     /// Answered by nothing, when clients can open it with its new size.
     VolumeResize { name: String, size_bytes: u64, force: bool },
     /// [`Scrubbed`], when it is done.
@@ -46,6 +48,9 @@ pub(crate) enum Request {
     VolumeFlatten { name: String },
     /// A list of [`TreeNode`].
     VolumeTree,
+    /// [`Changes`] between two snapshots of a volume, or a snapshot and the volume as it is now, from
+    /// a map page on.
+    SnapshotChanges { volume: String, from: String, to: Option<String>, page: u32 },
     /// Answered by nothing, when the store has it. Here and below: `VOLUME@SNAPSHOT`.
     SnapshotCreate { name: String },
     /// A list of [`SnapshotLine`].
@@ -113,6 +118,14 @@ pub(crate) struct VolumeLine {
     pub(crate) head: u32,
     /// The store's image is as of this epoch.
     pub(crate) epoch: u64,
+    /// What its operator says of it.
+    #[serde(default)]
+    pub(crate) description: String,
+    #[serde(default)]
+    pub(crate) tags: Vec<String>,
+    /// Clients may not change it.
+    #[serde(default)]
+    pub(crate) read_only: bool,
     /// What the store lacks; only a server knows.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) dirty_bytes: Option<u64>,
@@ -185,6 +198,22 @@ pub(crate) struct SnapshotLine {
     pub(crate) served: bool,
     /// Volumes whose content lies in it.
     pub(crate) clones: Vec<String>,
+}
+
+/// Where two images of a volume differ.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Changes {
+    pub(crate) uuid: String,
+    /// Numbers of their heads.
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    /// Their sizes in blocks.
+    pub(crate) from_blocks: u64,
+    pub(crate) to_blocks: u64,
+    /// First block, blocks, and whether they are zeroes now.
+    pub(crate) changes: Vec<(u64, u64, bool)>,
+    /// The map page to go on with.
+    pub(crate) next: Option<u32>,
 }
 
 /// A volume in the tree.

@@ -92,15 +92,16 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
             let settings = Settings { mode: *mode, buffering, ..Settings::default() };
             create(common, name, (*size, *object_size), settings, store)?;
         }
-        VolumeCommand::List { json, store } => {
-            let lines: Vec<VolumeLine> = match Target::find(common, store, false)? {
+        VolumeCommand::List { json, long, tag, store } => {
+            let mut lines: Vec<VolumeLine> = match Target::find(common, store, false)? {
                 Target::Server(mut server) => server.ask(&Request::VolumeList)?,
                 Target::Store(store) => {
                     let listed = run(volumes::list(&store))?.map_err(|e| e.to_string())?;
                     listed.iter().map(lines::of_listed).collect()
                 }
             };
-            print(*json, &lines, |lines| show::volumes(lines));
+            lines.retain(|line| tag.as_ref().is_none_or(|tag| line.tags.contains(tag)));
+            print(*json, &lines, |lines| show::volumes(lines, *long));
         }
         VolumeCommand::Flatten { name } => snapshot::flatten(common, name)?,
         VolumeCommand::Tree { json, store } => snapshot::tree(common, *json, store)?,
@@ -118,6 +119,7 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
         }
         VolumeCommand::Delete { name, force, store } => delete(common, name, *force, store)?,
         VolumeCommand::Set { name, settings, store } => set(common, name, settings, store)?,
+        VolumeCommand::Rename(args) => admin::rename(common, args)?,
         VolumeCommand::Resize(args) => admin::resize(common, args)?,
         VolumeCommand::Import(args) => transfer::import(common, args)?,
         VolumeCommand::Export(args) => transfer::export(common, args)?,

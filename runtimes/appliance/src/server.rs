@@ -1,7 +1,9 @@
 //! The control thread of a running server: turns the control loop, and answers the admin socket.
 
+mod changes;
 mod handover;
 mod push;
+mod rename;
 mod resize;
 mod salvage;
 mod snapshot;
@@ -366,9 +368,13 @@ impl Server {
         else {
             return set_stored(&self.store, name, changes).await;
         };
-        let mut next = now;
+        let (was, mut next) = (now.read_only, now);
         Setting::apply(changes, &mut next);
-        self.edit(volume, name, &Edit::Settings(next)).await
+        let now = next.read_only;
+        if now == was {
+            return self.edit(volume, name, &Edit::Settings(next)).await;
+        }
+        self.set_read_only(volume, name, next).await
     }
 
     /// Changes a volume that this server serves; done when the store has it.
@@ -644,6 +650,7 @@ impl Server {
             Request::VolumeResize { name, size_bytes, force } => {
                 done(&self.volume_resize(&name, size_bytes, force, out).await?)
             }
+            Request::VolumeRename { old, new } => done(&self.volume_rename(&old, &new).await?),
             Request::VolumeScrub { name } => done(&self.scrub(&name, out).await?),
             Request::VolumeAttach { name, takeover } => done(&self.attach(&name, takeover).await?),
             Request::VolumeDetach { name } => done(&self.detach(&name, out).await?),
@@ -662,6 +669,9 @@ impl Server {
             Request::VolumeTree => {
                 let listed = volumes::list(&self.store).await.map_err(|e| e.to_string())?;
                 done(&crate::snapshot::tree(&listed))
+            }
+            Request::SnapshotChanges { volume, from, to, page } => {
+                done(&self.snapshot_changes(&volume, &from, to.as_deref(), page).await?)
             }
             Request::SnapshotCreate { name } => done(&self.snapshot_create(&name.parse()?).await?),
             Request::SnapshotList { volume } => done(&self.snapshot_list(&volume).await?),

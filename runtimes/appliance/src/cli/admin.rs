@@ -18,3 +18,14 @@ pub(crate) struct ResizeArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }
+
+/// Of `volume rename`.
+#[derive(Args, Debug)]
+pub(crate) struct RenameArgs {
+    /// Which
+    pub(crate) old: String,
+    /// Its new name
+    pub(crate) new: String,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}

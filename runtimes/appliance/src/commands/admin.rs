@@ -1,11 +1,14 @@
-//! `heeler volume resize`.
+//! `heeler volume resize` and `rename`.
+
+use heeler_store::{snapshots, volumes};
 
 use super::{Target, run};
 use crate::api::Request;
-use crate::cli::ResizeArgs;
+use crate::cli::{RenameArgs, ResizeArgs};
 use crate::client::Bar;
-use crate::server::resize_stored;
+use crate::server::{resize_stored, unix_secs};
 use crate::settings::Common;
+use crate::snapshot;
 
 /// `heeler volume resize`.
 pub(super) fn resize(common: Common<'_>, args: &ResizeArgs) -> Result<(), String> {
@@ -20,5 +23,23 @@ pub(super) fn resize(common: Common<'_>, args: &ResizeArgs) -> Result<(), String
         Target::Store(store) => run(resize_stored(&store, name, size.0))??,
     }
     println!("volume {name} has {size}; clients see it when they connect again");
+    Ok(())
+}
+
+/// `heeler volume rename`.
+pub(super) fn rename(common: Common<'_>, args: &RenameArgs) -> Result<(), String> {
+    let RenameArgs { old, new, store } = args;
+    match Target::find(common, store, false)? {
+        Target::Server(mut server) => {
+            server.ask::<()>(&Request::VolumeRename { old: old.clone(), new: new.clone() })?;
+        }
+        Target::Store(store) => {
+            let now = unix_secs();
+            let edit = async |edit| snapshots::edit(&store, old, now, &edit).await;
+            let renamed = run(volumes::rename(&store, old, new, edit))?;
+            renamed.map_err(snapshot::explain)?;
+        }
+    }
+    println!("volume {old} is called {new} now");
     Ok(())
 }

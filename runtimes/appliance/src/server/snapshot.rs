@@ -21,7 +21,7 @@ impl Server {
     }
 
     /// Changes a volume: by its keeper, or in the store if nobody owns it.
-    async fn edit_anywhere(&self, name: &str, edit: Edit) -> Result<(), VolumeError> {
+    pub(super) async fn edit_anywhere(&self, name: &str, edit: Edit) -> Result<(), VolumeError> {
         match self.own_volume(name) {
             Some(own) => self.edit(own.uuid, name, &edit).await.map_err(VolumeError::Owner),
             None => snapshots::edit(&self.store, name, unix_secs(), &edit).await,

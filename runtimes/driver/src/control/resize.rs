@@ -1,4 +1,6 @@
-//! A volume's size while clients use it. It is the keeper's head that says it; what lies behind an
+//! A volume's size, name and whether it can be written, while clients use it.
+//!
+//! The size: it is the keeper's head that says it; what lies behind an
 //! earlier end is discarded by the shards before.
 
 use std::collections::BTreeMap;
@@ -40,6 +42,30 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             ticket: ticket.0,
         });
         Some(ticket)
+    }
+
+    /// A volume has another name from now on: its head says so. Clients that connect use that, also
+    /// for its snapshots.
+    pub fn rename(&mut self, volume: Uuid, name: &str) {
+        for known in &mut self.volumes {
+            let of_it = known.view.is_some_and(|of| of.volume == volume);
+            if let Some((_, snapshot)) = known.name.split_once('@').filter(|_| of_it) {
+                known.name = format!("{name}@{snapshot}");
+            } else if known.uuid == volume {
+                log::info!("volume {}: is called {name} now", known.name);
+                known.name = name.into();
+            }
+        }
+        self.publish();
+    }
+
+    /// Whether clients may change a volume, from now on; it is not noted anywhere.
+    pub fn set_read_only(&mut self, volume: Uuid, read_only: bool) {
+        let found = self.index(volume).and_then(|index| self.volumes[index].attached.as_mut());
+        if let Some(attached) = found {
+            attached.settings.read_only = read_only;
+            self.publish();
+        }
     }
 
     /// One shard has cut.
