@@ -48,6 +48,8 @@ pub(crate) enum Request {
     VolumeFlatten { name: String },
     /// A list of [`TreeNode`].
     VolumeTree,
+    /// An [`ObjectMap`]. `name`: a volume, or `VOLUME@SNAPSHOT`.
+    VolumeObject { name: String, object: u32 },
     /// [`Changes`] between two snapshots of a volume, or a snapshot and the volume as it is now, from
     /// a map page on.
     SnapshotChanges { volume: String, from: String, to: Option<String>, page: u32 },
@@ -198,6 +200,29 @@ pub(crate) struct SnapshotLine {
     pub(crate) served: bool,
     /// Volumes whose content lies in it.
     pub(crate) clones: Vec<String>,
+}
+
+/// Where the store has an object of a volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ObjectMap {
+    pub(crate) object: u32,
+    /// Where it lies in the volume.
+    pub(crate) offset_bytes: u64,
+    pub(crate) length_bytes: u64,
+    pub(crate) stretches: Vec<ObjectStretch>,
+}
+
+/// A part of an object.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ObjectStretch {
+    /// In the volume.
+    pub(crate) offset_bytes: u64,
+    pub(crate) length_bytes: u64,
+    /// The pack that has it, and where; nothing, if it is all zeroes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) pack: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) pack_offset_bytes: Option<u64>,
 }
 
 /// Where two images of a volume differ.

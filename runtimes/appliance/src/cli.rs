@@ -13,7 +13,7 @@ use heeler_core::event::Mode;
 use heeler_core::policy::Policy;
 use heeler_replay::{CacheSize, SizeError};
 
-pub(crate) use self::admin::{RenameArgs, ResizeArgs};
+pub(crate) use self::admin::{ObjectArgs, RangeArgs, RenameArgs, ResizeArgs};
 use self::snapshot::{CloneArgs, SnapshotCommand};
 pub(crate) use self::transfer::{ExportArgs, ImportArgs};
 use crate::setting::{Setting, Switch, parse_mode};
@@ -237,6 +237,12 @@ pub(crate) enum VolumeCommand {
     Import(ImportArgs),
     /// Copy a volume to a file or an NBD server
     Export(ExportArgs),
+    /// Copy a part of a volume, or of a snapshot, to standard output
+    Read(RangeArgs),
+    /// Write standard input into a volume
+    Write(RangeArgs),
+    /// Show where the store has the blocks of an object
+    Object(ObjectArgs),
     /// Claim a volume of the store and serve it
     Attach {
         /// Which

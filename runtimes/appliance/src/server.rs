@@ -670,6 +670,9 @@ impl Server {
                 let listed = volumes::list(&self.store).await.map_err(|e| e.to_string())?;
                 done(&crate::snapshot::tree(&listed))
             }
+            Request::VolumeObject { name, object } => {
+                done(&crate::object::find(&self.store, &name, object).await?)
+            }
             Request::SnapshotChanges { volume, from, to, page } => {
                 done(&self.snapshot_changes(&volume, &from, to.as_deref(), page).await?)
             }

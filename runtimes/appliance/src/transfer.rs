@@ -12,6 +12,7 @@ mod import;
 mod nbd;
 mod note;
 mod place;
+mod range;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 pub(crate) use self::export::export;
 pub(crate) use self::import::import;
 pub(crate) use self::place::{Format, Place};
+pub(crate) use self::range::{read, write};
 
 use self::nbd::Client;
 use self::note::Note;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use heeler_core::ids::BLOCK_BYTES;
 use heeler_core::keeper::Changes;
 use heeler_core::limits::MAP_PAGE_BLOCKS;
 use heeler_core::wire::frame::FormatError;
@@ -44,6 +45,17 @@ pub struct Change {
     pub blocks: u64,
     /// They are zeroes in the later image.
     pub zeroes: bool,
+}
+
+/// Neighbouring blocks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stretch {
+    /// The first block.
+    pub first: u64,
+    /// Blocks.
+    pub blocks: u64,
+    /// The pack that has them, and the byte in it; `None`: they are zeroes.
+    pub pack: Option<(String, u64)>,
 }
 
 /// Where a block's data lies.
@@ -121,6 +133,38 @@ impl Image {
             }
         }
         Ok(beyond)
+    }
+
+    /// Where so many blocks lie.
+    ///
+    /// # Errors
+    /// `Broken` or `Store`.
+    pub async fn stretches(
+        &self,
+        store: &Store,
+        first: u64,
+        blocks: u64,
+    ) -> Result<Vec<Stretch>, VolumeError> {
+        let mut found = Vec::new();
+        let page_blocks = MAP_PAGE_BLOCKS as u64;
+        let (mut at, end) = (first, (first + blocks).min(self.head.blocks));
+        while at < end {
+            let (page, from) = (at / page_blocks, at % page_blocks);
+            let count = (page_blocks - from).min(end - at);
+            let map = self.page(store, page as u32).await?;
+            for piece in map.lookup(from as u16, count as u16) {
+                let pack = piece.data.map(|data| {
+                    let volume = self.head.volume_of(data.pack.source);
+                    let key = names::pack_key(volume, data.pack.epoch, data.pack.n);
+                    let header = u64::from(data.pack.header_bytes);
+                    (key, header + u64::from(data.offset) * BLOCK_BYTES as u64)
+                });
+                let first = page * page_blocks + u64::from(piece.first);
+                found.push(Stretch { first, blocks: piece.count.into(), pack });
+            }
+            at += count;
+        }
+        Ok(found)
     }
 
     /// The map pages in which this image may differ from an earlier one of the same volume, from

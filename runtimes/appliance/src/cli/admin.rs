@@ -29,3 +29,30 @@ pub(crate) struct RenameArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }
+
+/// Of `volume read` and `volume write`.
+#[derive(Args, Debug)]
+pub(crate) struct RangeArgs {
+    /// Which; to read also VOLUME@SNAPSHOT
+    pub(crate) name: String,
+    /// First byte
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub(crate) offset: Size,
+    /// How much at most [default: all there is]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) length: Option<Size>,
+}
+
+/// Of `volume object`.
+#[derive(Args, Debug)]
+pub(crate) struct ObjectArgs {
+    /// Which volume, or VOLUME@SNAPSHOT
+    pub(crate) name: String,
+    /// Which object, counted from 0
+    pub(crate) object: u32,
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}

@@ -1,14 +1,14 @@
-//! `heeler volume resize` and `rename`.
+//! `heeler volume resize`, `rename` and `object`.
 
 use heeler_store::{snapshots, volumes};
 
-use super::{Target, run};
-use crate::api::Request;
-use crate::cli::{RenameArgs, ResizeArgs};
+use super::{Target, print, run};
+use crate::api::{ObjectMap, Request};
+use crate::cli::{ObjectArgs, RenameArgs, ResizeArgs};
 use crate::client::Bar;
 use crate::server::{resize_stored, unix_secs};
 use crate::settings::Common;
-use crate::snapshot;
+use crate::{object, snapshot};
 
 /// `heeler volume resize`.
 pub(super) fn resize(common: Common<'_>, args: &ResizeArgs) -> Result<(), String> {
@@ -41,5 +41,18 @@ pub(super) fn rename(common: Common<'_>, args: &RenameArgs) -> Result<(), String
         }
     }
     println!("volume {old} is called {new} now");
+    Ok(())
+}
+
+/// `heeler volume object`.
+pub(super) fn object(common: Common<'_>, args: &ObjectArgs) -> Result<(), String> {
+    let map: ObjectMap = match Target::find(common, &args.store, false)? {
+        Target::Server(mut server) => {
+            let (name, object) = (args.name.clone(), args.object);
+            server.ask(&Request::VolumeObject { name, object })?
+        }
+        Target::Store(store) => run(object::find(&store, &args.name, args.object))??,
+    };
+    print(args.json, &map, object::show);
     Ok(())
 }

@@ -139,7 +139,7 @@ fn prepare(site: &mut Site, args: &ImportArgs, reader: &Reader) -> Result<bool, 
     if !half && !args.force {
         return Err(format!(
             "volume '{name}' was written to since '{name}@{base}', on which the delta builds: give \
-             that up with --force, or import into a clone of '{name}@{base}'"
+             that up with --force"
         ));
     }
     let back = Request::SnapshotRollback { name: format!("{name}@{base}"), force: args.force };
