@@ -114,7 +114,9 @@ impl Random {
     }
 }
 
-/// Runs a command to its end; kills it when it takes too long.
+/// Runs a command to its end; kills it when it takes too long. It must not leave processes of other
+/// sessions behind, which would not be killed, and whose output would be waited for: fio is to be
+/// run with `--thread`.
 pub(crate) fn output(program: &str, args: &[&str]) -> Output {
     Command::new("timeout")
         .args(["-k", "5", &PATIENCE.as_secs().to_string(), program])
