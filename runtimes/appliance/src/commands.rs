@@ -5,6 +5,8 @@ mod admin;
 mod handover;
 pub(crate) mod snapshot;
 
+use std::io::{self, Write};
+
 use serde::Serialize;
 
 use crate::api::{
@@ -264,11 +266,13 @@ pub(crate) fn push(server: &mut Server, request: &Request) -> Result<(), String>
 }
 
 fn print<T: Serialize>(json: bool, value: &T, show: impl Fn(&T) -> String) {
-    if json {
-        println!("{}", serde_json::to_string_pretty(value).expect("answers are plain data"));
+    let text = if json {
+        serde_json::to_string_pretty(value).expect("answers are plain data") + "\n"
     } else {
-        print!("{}", show(value));
-    }
+        show(value)
+    };
+    // Whoever reads may have read enough.
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 pub(crate) fn run<T>(work: impl Future<Output = T>) -> Result<T, String> {

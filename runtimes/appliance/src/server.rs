@@ -54,6 +54,8 @@ use crate::store_io::{Requests, Wake};
 
 /// How often a push says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// How often it is looked whether clients are gone: one may just have said goodbye.
+const PARTING_MAX: u32 = 5;
 /// Bytes of the longest request line.
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 
@@ -450,7 +452,15 @@ impl Server {
 
     /// An error if clients are connected.
     async fn refuse_with_clients(&self, name: &str) -> Result<(), String> {
-        match self.report().await.iter().map(|core| core.connections).sum::<u64>() {
+        let mut connections = 0;
+        for _ in 0..PARTING_MAX {
+            connections = self.report().await.iter().map(|core| core.connections).sum::<u64>();
+            if connections == 0 {
+                break;
+            }
+            tokio::time::sleep(PROGRESS_EVERY).await;
+        }
+        match connections {
             0 => Ok(()),
             connections => Err(format!(
                 "{connections} clients are connected to this server, maybe to '{name}': \

@@ -793,6 +793,72 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_volume_is_renamed() {
+        let store = memory();
+        let made = create(&store, &new()).await.expect("creates");
+        create(&store, &NewVolume { name: "other", ..new() }).await.expect("creates");
+        let to = async |new: &str| {
+            let edit = async |edit| snapshots::edit(&store, "disk0", 78, &edit).await;
+            rename(&store, "disk0", new, edit).await
+        };
+        assert_eq!(to("other").await, Err(VolumeError::Exists("other".into())));
+        assert_eq!(to("a/b").await, Err(VolumeError::Name("a/b".into())));
+        assert_eq!(to("disk0").await, Ok(()));
+        assert_eq!(to("disk1").await, Ok(()));
+        assert_eq!(named_head(&store, "disk1").await.expect("renamed").volume, made.volume);
+        assert_eq!(find(&store, "disk0").await, Err(VolumeError::Missing("disk0".into())));
+        // A server has it: nothing changes.
+        let head = named_head(&store, "disk1").await.expect("there");
+        let claim = Head { number: 3, term: 3, released: false, ..head };
+        put_head(&store, &claim).await;
+        let edit = async |edit| snapshots::edit(&store, "disk1", 78, &edit).await;
+        let refused = rename(&store, "disk1", "disk2", edit).await;
+        assert!(matches!(refused, Err(VolumeError::InUse { .. })), "{refused:?}");
+        assert_eq!(find(&store, "disk2").await, Err(VolumeError::Missing("disk2".into())));
+    }
+
+    /// Whatever fails, there is one name by which the volume can be had, and renaming goes on.
+    #[tokio::test(start_paused = true)]
+    async fn renamings_under_faults_leave_one_name() {
+        let rates = Rates { refused: 100, hangs: 60, lost: 60, hangs_after: 60 };
+        let mut halves = 0;
+        for seed in 0..300 {
+            let backend = Faulty::memory(seed, rates);
+            let store = Store::with_backend(StoreConfig::new(Place::Memory), Box::new(backend));
+            let Ok(made) = create(&store, &new()).await else { continue };
+            let to_disk1 = async || {
+                let edit = async |edit| snapshots::edit(&store, "disk0", 78, &edit).await;
+                rename(&store, "disk0", "disk1", edit).await
+            };
+            let first = to_disk1().await;
+            let listed = loop {
+                if let Ok(listed) = list(&store).await {
+                    break listed;
+                }
+            };
+            let [Listed { name, head: Ok(head) }] = &listed[..] else {
+                panic!("seed {seed}: {listed:?}");
+            };
+            assert_eq!((name, head.volume), (&head.name, made.volume), "seed {seed}");
+            assert!(first.is_err() || name == "disk1", "seed {seed}");
+            halves += u32::from(first.is_err());
+            while name == "disk0" && to_disk1().await.is_err() {
+                if named_head(&store, "disk1").await.is_ok() {
+                    break;
+                }
+            }
+            let found = loop {
+                match named_head(&store, "disk1").await {
+                    Err(VolumeError::Store(_)) => {}
+                    found => break found,
+                }
+            };
+            assert_eq!(found.expect("renamed").volume, made.volume, "seed {seed}");
+        }
+        assert!(halves > 5, "some were cut short: {halves}");
+    }
+
+    #[tokio::test]
     async fn a_server_s_volume_needs_force() {
         let store = memory();
         let made = create(&store, &new()).await.expect("creates");

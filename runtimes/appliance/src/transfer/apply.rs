@@ -5,7 +5,8 @@
 //! back then.
 
 use std::path::Path;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 
@@ -24,6 +25,8 @@ use crate::size::Size;
 const TAG: &str = "half-imported";
 /// Changes under way at the same time at most.
 const WRITES_MAX: usize = 8;
+/// A client that says goodbye may be seen for so long.
+const PARTING: Duration = Duration::from_millis(200);
 /// Bytes of a block.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -122,13 +125,8 @@ fn prepare(site: &mut Site, args: &ImportArgs, reader: &Reader) -> Result<bool, 
             ));
         }
     }
-    let status: Status = site.server.ask(&Request::Status)?;
-    let connections: u64 = status.cores.iter().map(|core| core.connections).sum();
-    if connections > 0 && !args.force {
-        return Err(format!(
-            "{connections} clients are connected to this server, maybe to '{name}': disconnect \
-             them, or use --force"
-        ));
+    if !args.force {
+        refuse_with_clients(site, name)?;
     }
     crate::commands::push(&mut site.server, &Request::VolumePush { name: name.clone() })?;
     let changed = delta::changes(&mut site.server, name, base, None)?;
@@ -145,6 +143,25 @@ fn prepare(site: &mut Site, args: &ImportArgs, reader: &Reader) -> Result<bool, 
     let back = Request::SnapshotRollback { name: format!("{name}@{base}"), force: args.force };
     site.server.ask::<()>(&back)?;
     Ok(true)
+}
+
+/// An error if clients are connected, apart from those that have just said goodbye.
+fn refuse_with_clients(site: &mut Site, name: &str) -> Result<(), String> {
+    for last in [false, false, false, false, true] {
+        let status: Status = site.server.ask(&Request::Status)?;
+        let connections: u64 = status.cores.iter().map(|core| core.connections).sum();
+        if connections == 0 {
+            break;
+        }
+        if last {
+            return Err(format!(
+                "{connections} clients are connected to this server, maybe to '{name}': disconnect \
+                 them, or use --force"
+            ));
+        }
+        thread::sleep(PARTING);
+    }
+    Ok(())
 }
 
 async fn copy(mut reader: Reader, client: &Client, total: u64) -> Result<(), String> {
