@@ -11,6 +11,7 @@ mod files;
 mod lines;
 mod object;
 mod replay;
+mod runtime;
 mod serve;
 mod server;
 mod setting;

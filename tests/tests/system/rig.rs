@@ -346,6 +346,9 @@ impl Site {
         let line = [by, &[binary.as_str()]].concat();
         let mut command = Command::new(line[0]);
         command.args(&line[1..]).arg("serve").arg("--data").arg(&self.data).args(&self.store);
+        if let Ok(runtime) = std::env::var("HEELER_RUNTIME") {
+            command.args(["--runtime", &runtime]);
+        }
         let cores = cpus().join(",");
         for (flag, value) in [("--memory", MEMORY), ("--cache-size", CACHE), ("--cores", &cores)] {
             if !flags.contains(&flag) {
