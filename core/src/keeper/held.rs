@@ -524,8 +524,8 @@ impl Held {
         }
     }
 
-    /// The newest head has another size than the one before. Pages that were cut off are empty: what
-    /// was in them had been discarded. What their packs were needed for is counted anew.
+    /// The newest head has another size than the one before. Pages that were cut off are empty:
+    /// what was in them had been discarded. What their packs were needed for is counted anew.
     fn resized(&mut self, io: &mut Io<'_>, before: &Head) {
         let blocks = self.head.blocks;
         broadcast(io, ToShard::Size { volume: io.volume, blocks, limit: blocks });

@@ -38,21 +38,14 @@ pub(crate) enum Request {
     VolumePush { name: String },
     /// Answered by nothing, when the store has it.
     VolumeSet { name: String, settings: Vec<Setting> },
-    /// Answered by nothing, when clients can open it by its new name.
-    VolumeRename { old: String, new: String },
-    /// Answered by nothing, when clients can open it with its new size.
-    VolumeResize { name: String, size_bytes: u64, force: bool },
+    /// As the order says.
+    VolumeManage { name: String, order: Order },
     /// [`Scrubbed`], when it is done.
     VolumeScrub { name: String },
     /// Answered by nothing, when it is done.
     VolumeFlatten { name: String },
     /// A list of [`TreeNode`].
     VolumeTree,
-    /// An [`ObjectMap`]. `name`: a volume, or `VOLUME@SNAPSHOT`.
-    VolumeObject { name: String, object: u32 },
-    /// [`Changes`] between two snapshots of a volume, or a snapshot and the volume as it is now, from
-    /// a map page on.
-    SnapshotChanges { volume: String, from: String, to: Option<String>, page: u32 },
     /// Answered by nothing, when the store has it. Here and below: `VOLUME@SNAPSHOT`.
     SnapshotCreate { name: String },
     /// A list of [`SnapshotLine`].
@@ -85,6 +78,21 @@ pub(crate) enum Request {
     CachePurge { force: bool },
     /// Answered by nothing.
     CachePolicy { policy: String },
+}
+
+/// What is to be done with a volume as a whole, or said of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Order {
+    /// Answered by nothing, when clients can open it with its new size.
+    Resize { size_bytes: u64, force: bool },
+    /// Answered by nothing, when clients can open it by its new name.
+    Rename { to: String },
+    /// An [`ObjectMap`], also of `VOLUME@SNAPSHOT`.
+    Object { object: u32 },
+    /// [`Changes`] between two snapshots, or a snapshot and the volume as it is now, from a map
+    /// page on.
+    Changes { from: String, to: Option<String>, page: u32 },
 }
 
 /// One line of an answer.

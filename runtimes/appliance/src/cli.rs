@@ -220,8 +220,8 @@ pub(crate) enum VolumeCommand {
         /// Which
         name: String,
     },
-    /// Change when writes are acknowledged, what is kept, who may write, and what is said of it, also
-    /// while clients are at work
+    /// Change when writes are acknowledged, what is kept, who may write, and what is said of it,
+    /// also while clients are at work
     Set {
         /// Which
         name: String,

@@ -657,10 +657,7 @@ impl Server {
                 done(&self.create(&new).await?)
             }
             Request::VolumeSet { name, settings } => done(&self.set(&name, &settings).await?),
-            Request::VolumeResize { name, size_bytes, force } => {
-                done(&self.volume_resize(&name, size_bytes, force, out).await?)
-            }
-            Request::VolumeRename { old, new } => done(&self.volume_rename(&old, &new).await?),
+            Request::VolumeManage { name, order } => self.manage(&name, order, out).await?,
             Request::VolumeScrub { name } => done(&self.scrub(&name, out).await?),
             Request::VolumeAttach { name, takeover } => done(&self.attach(&name, takeover).await?),
             Request::VolumeDetach { name } => done(&self.detach(&name, out).await?),
@@ -679,12 +676,6 @@ impl Server {
             Request::VolumeTree => {
                 let listed = volumes::list(&self.store).await.map_err(|e| e.to_string())?;
                 done(&crate::snapshot::tree(&listed))
-            }
-            Request::VolumeObject { name, object } => {
-                done(&crate::object::find(&self.store, &name, object).await?)
-            }
-            Request::SnapshotChanges { volume, from, to, page } => {
-                done(&self.snapshot_changes(&volume, &from, to.as_deref(), page).await?)
             }
             Request::SnapshotCreate { name } => done(&self.snapshot_create(&name.parse()?).await?),
             Request::SnapshotList { volume } => done(&self.snapshot_list(&volume).await?),

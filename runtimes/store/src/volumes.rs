@@ -6,8 +6,8 @@
 //! without a head that can be deleted again, or (of a creation) a lone head that nothing points at.
 //!
 //! A name counts if the volume's newest head says the same: renaming writes the new name, then a
-//! head, then removes the old name, so at any time one of them counts, and the other one is kept from
-//! others.
+//! head, then removes the old name, so at any time one of them counts, and the other one is kept
+//! from others.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -50,7 +50,7 @@ fn run_sized(seed: u64, ends: &[End]) -> Stats {
     let mut rng = Rng::new(seed ^ 0x5eed);
     let mut world = World::new(seed, 12 + rng.index(16));
     world.sizes = true;
-    world.modes = seed % 3 == 0;
+    world.modes = seed.is_multiple_of(3);
     lives(world, seed, rng, ends)
 }
 

@@ -1,4 +1,5 @@
-//! What changed between snapshots, carried to another store; and parts of volumes, to and from pipes.
+//! What changed between snapshots, carried to another store; and parts of volumes, to and from
+//! pipes.
 
 use std::fs;
 use std::io::Write;
@@ -198,7 +199,7 @@ fn parts_of_volumes_go_through_pipes() {
         .filter(|stretch| stretch["pack"].is_string())
         .map(|stretch| stretch["length_bytes"].as_u64().expect("a number"))
         .sum();
-    assert_eq!(data, ((1_234_567 + 3_000_001u64).min(4 << 20) / 4096 - 1_234_567 / 4096) * 4096);
+    assert_eq!(data, (4 << 20) - 1_234_567 / 4096 * 4096);
     refused(&site, &["volume", "object", "disk0", "256"], "they are numbered 0 to 255");
     server.stop();
 }

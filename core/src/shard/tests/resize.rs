@@ -53,8 +53,8 @@ fn what_is_to_be_cut_off_is_kept_from_clients_and_discarded() {
     world.read(Advice::None, end, 4);
 }
 
-/// A newer version of some blocks lies in one entry with blocks behind the end. It was left out as a
-/// whole once, and then an older version of the blocks before the end was served.
+/// A newer version of some blocks lies in one entry with blocks behind the end. It was left out as
+/// a whole once, and then an older version of the blocks before the end was served.
 #[test]
 fn what_the_log_has_across_the_end_counts_up_to_it() {
     let mut storage = storage(Policy::default());

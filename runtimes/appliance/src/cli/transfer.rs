@@ -9,8 +9,8 @@ use crate::transfer::{Format, Place};
 /// Of `volume import`.
 #[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
-    /// What is read: a raw or qcow2 file, nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH, or
-    /// a delta (see `volume export --from`), which brings a volume from one snapshot to the next
+    /// What is read: a raw or qcow2 file, nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH,
+    /// or a delta (of `volume export --from`), which brings a volume from one snapshot to the next
     #[arg(value_name = "SRC")]
     pub(crate) source: Place,
     /// The volume, which is made; of a delta, one that has the snapshot on which the delta builds

@@ -3,7 +3,7 @@
 use heeler_store::{snapshots, volumes};
 
 use super::{Target, print, run};
-use crate::api::{ObjectMap, Request};
+use crate::api::{ObjectMap, Order, Request};
 use crate::cli::{ObjectArgs, RenameArgs, ResizeArgs};
 use crate::client::Bar;
 use crate::server::{resize_stored, unix_secs};
@@ -16,8 +16,8 @@ pub(super) fn resize(common: Common<'_>, args: &ResizeArgs) -> Result<(), String
     match Target::find(common, store, false)? {
         Target::Server(mut server) => {
             let bar = Bar::new("pushing");
-            let (name, size_bytes) = (name.clone(), size.0);
-            let request = Request::VolumeResize { name, size_bytes, force: *force };
+            let order = Order::Resize { size_bytes: size.0, force: *force };
+            let request = Request::VolumeManage { name: name.clone(), order };
             server.ask_with::<()>(&request, &mut |done, total| bar.set(done, total))?;
         }
         Target::Store(store) => run(resize_stored(&store, name, size.0))??,
@@ -31,7 +31,8 @@ pub(super) fn rename(common: Common<'_>, args: &RenameArgs) -> Result<(), String
     let RenameArgs { old, new, store } = args;
     match Target::find(common, store, false)? {
         Target::Server(mut server) => {
-            server.ask::<()>(&Request::VolumeRename { old: old.clone(), new: new.clone() })?;
+            let order = Order::Rename { to: new.clone() };
+            server.ask::<()>(&Request::VolumeManage { name: old.clone(), order })?;
         }
         Target::Store(store) => {
             let now = unix_secs();
@@ -48,8 +49,8 @@ pub(super) fn rename(common: Common<'_>, args: &RenameArgs) -> Result<(), String
 pub(super) fn object(common: Common<'_>, args: &ObjectArgs) -> Result<(), String> {
     let map: ObjectMap = match Target::find(common, &args.store, false)? {
         Target::Server(mut server) => {
-            let (name, object) = (args.name.clone(), args.object);
-            server.ask(&Request::VolumeObject { name, object })?
+            let order = Order::Object { object: args.object };
+            server.ask(&Request::VolumeManage { name: args.name.clone(), order })?
         }
         Target::Store(store) => run(object::find(&store, &args.name, args.object))??,
     };

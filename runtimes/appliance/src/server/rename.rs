@@ -1,17 +1,38 @@
-//! What a volume is called, and whether clients may change it, while they use it.
+//! What is ordered of a volume; what it is called, and whether clients may change it, while they
+//! use it.
 
 use heeler_core::keeper::Edit;
 use heeler_core::wire::head::Settings;
 use heeler_core::wire::names::Uuid;
 use heeler_store::volumes;
 
-use super::{Server, dirty_of};
-use crate::snapshot;
+use super::{Lines, Server, dirty_of, done};
+use crate::api::{Answer, Order};
+use crate::{object, snapshot};
 
 /// Pushes until nothing is dirty: of what was under way when writers were stopped.
 const PUSHES_MAX: u32 = 10;
 
 impl Server {
+    /// Does what is ordered of a volume.
+    pub(super) async fn manage(
+        &self,
+        name: &str,
+        order: Order,
+        out: &mut Lines,
+    ) -> Result<Answer, String> {
+        Ok(match order {
+            Order::Resize { size_bytes, force } => {
+                done(&self.volume_resize(name, size_bytes, force, out).await?)
+            }
+            Order::Rename { to } => done(&self.volume_rename(name, &to).await?),
+            Order::Object { object } => done(&object::find(&self.store, name, object).await?),
+            Order::Changes { from, to, page } => {
+                done(&self.snapshot_changes(name, &from, to.as_deref(), page).await?)
+            }
+        })
+    }
+
     /// Renames a volume. Clients that have it keep it; new ones use the new name.
     pub(super) async fn volume_rename(&self, old: &str, new: &str) -> Result<(), String> {
         let _alone = self.deletions.lock().await;

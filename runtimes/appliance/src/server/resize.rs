@@ -2,8 +2,8 @@
 //!
 //! A volume grows by a commit; clients may use the new blocks after it. It shrinks in the other
 //! order: clients are kept from what is to go, that is pushed and looked at, discarded through the
-//! shards if it may be, and then a commit says the new size. Whatever happens before the commit, the
-//! volume has its old size, and what was discarded reads as zeroes.
+//! shards if it may be, and then a commit says the new size. Whatever happens before the commit,
+//! the volume has its old size, and what was discarded reads as zeroes.
 
 use heeler_core::ids::BLOCK_BYTES;
 use heeler_core::keeper::Edit;

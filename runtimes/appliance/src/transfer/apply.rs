@@ -13,7 +13,7 @@ use futures_util::{StreamExt, stream};
 use super::Site;
 use super::delta::{self, Piece, Reader};
 use super::nbd::Client;
-use crate::api::{Request, SnapshotLine, Status, VolumeInfo};
+use crate::api::{Order, Request, SnapshotLine, Status, VolumeInfo};
 use crate::cli::ImportArgs;
 use crate::client::Bar;
 use crate::commands::run;
@@ -48,8 +48,8 @@ pub(super) fn apply(common: Common<'_>, args: &ImportArgs, path: &Path) -> Resul
             site.server.ask::<()>(&set(Setting::AddTag(TAG.into())))?;
             let applied = async {
                 let bytes = reader.header.blocks * BLOCK_BYTES;
-                let resize =
-                    Request::VolumeResize { name: name.clone(), size_bytes: bytes, force: true };
+                let order = Order::Resize { size_bytes: bytes, force: true };
+                let resize = Request::VolumeManage { name: name.clone(), order };
                 site.server.ask::<()>(&resize)?;
                 let client = site.open(name).await?;
                 copy(reader, &client, total).await?;

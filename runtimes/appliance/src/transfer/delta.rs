@@ -19,7 +19,7 @@ use super::export::{check_file, only_raw};
 use super::nbd::Client;
 use super::place::Place;
 use super::{Site, beside};
-use crate::api::{Changes, Request};
+use crate::api::{Changes, Order, Request};
 use crate::cli::ExportArgs;
 use crate::client::{Bar, Server};
 use crate::commands::run;
@@ -36,10 +36,10 @@ pub(super) fn changes(
     from: &str,
     to: Option<&str>,
 ) -> Result<Changes, String> {
-    let (volume, from, to) = (String::from(volume), String::from(from), to.map(String::from));
     let mut ask = |page| {
-        let (volume, from, to) = (volume.clone(), from.clone(), to.clone());
-        server.ask::<Changes>(&Request::SnapshotChanges { volume, from, to, page })
+        let (from, to) = (from.into(), to.map(String::from));
+        let order = Order::Changes { from, to, page };
+        server.ask::<Changes>(&Request::VolumeManage { name: volume.into(), order })
     };
     let mut all = ask(0)?;
     while let Some(page) = all.next {

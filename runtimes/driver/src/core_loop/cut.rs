@@ -1,5 +1,5 @@
-//! Cuts: what lies behind the end that a volume is about to have is discarded, through the shards as
-//! clients do it, so that nothing of it is left in RAM, in the log, or in the next image.
+//! Cuts: what lies behind the end that a volume is about to have is discarded, through the shards
+//! as clients do it, so that nothing of it is left in RAM, in the log, or in the next image.
 
 use std::collections::VecDeque;
 use std::ops::Range;
