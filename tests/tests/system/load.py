@@ -37,7 +37,7 @@ def requests(kind, blocks):
     stream = itertools.cycle(range(0, blocks - 7, 8))
     while True:
         share = dice.random() if kind == "mixed" else 1
-        if share < 0.05:
+        if share < 0.03:
             yield next(stream), 8
         else:
             yield next(places), -1 if share < 0.3 else 1
