@@ -1,0 +1,5 @@
+# A file system on a disk of the host, and a load on it that only a power cut ends.
+modprobe virtio_blk
+mkfs.ext4 -q /dev/vda
+mount -t ext4 -o discard,commit=1 /dev/vda /mnt
+rig-tool files write /mnt 3600 1
