@@ -5,8 +5,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from archive import Archive
 import system
+from archive import Archive
+from system import Failed
 
 HERE = Path(__file__).resolve().parent
 # Spares an emulated processor work that no job is about.
@@ -16,8 +17,13 @@ KERNEL_LINE = (
 )
 
 
-class Failed(Exception):
-    """A job has found what it must not find."""
+def must_fail(action, *arguments):
+    """Does what a job would have to notice."""
+    try:
+        action(*arguments)
+    except Failed:
+        return
+    raise Failed(f"{action.__name__} has not noticed what was wrong")
 
 
 class Machine:
@@ -33,8 +39,9 @@ class Machine:
         with initial.open("wb") as out:
             out.write(system.BASE.read_bytes())
             job = Archive(out)
-            job.copy("job/main", HERE / "guest" / script)
-            job.copy("job/common", HERE / "guest/common.sh")
+            for part in sorted((HERE / "guest").glob("*.sh")):
+                job.copy(f"job/{part.name}", part)
+            job.link("job/main", script)
             for program in programs:
                 job.copy(f"usr/bin/{program.name}", program)
             job.end()
@@ -48,12 +55,11 @@ class Machine:
             "-chardev", f"file,id=job,path={self.job}",
             "-device", "virtserialport,chardev=job,name=job", *devices,
         ]
-        libraries = system.UNPACKED / system.LIBRARIES
         with (folder / "qemu").open("wb") as log:
             self.process = subprocess.Popen(
                 [str(word) for word in command],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**os.environ, "LD_LIBRARY_PATH": str(libraries)},
+                env={**os.environ, "LD_LIBRARY_PATH": system.LIBRARIES},
             )
 
     def __enter__(self):

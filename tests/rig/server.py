@@ -4,7 +4,7 @@ import os
 import subprocess
 import time
 
-from machine import Failed
+from system import Failed
 
 PATIENCE = 180
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 HOME = TARGET / "rig"
 UNPACKED = HOME / "root"
-LIBRARIES = "usr/lib/x86_64-linux-gnu"
+LIBRARIES = ":".join(f"{UNPACKED}/{lib}/x86_64-linux-gnu" for lib in ("usr/lib", "lib"))
 KERNEL = HOME / "vmlinux"
 BASE = HOME / "base.cpio"
 QEMU = UNPACKED / "usr/bin/qemu-system-x86_64"
@@ -35,12 +35,16 @@ PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 ENVIRONMENT = {**os.environ, "PATH": PATH, "LC_ALL": "C"}
 
 
+class Failed(Exception):
+    """A command or a job has failed; the text says all."""
+
+
 def output(*command, env=ENVIRONMENT, **options):
     """Runs a command that must succeed; what it printed."""
     done = subprocess.run(command, capture_output=True, env=env, check=False, **options)
     if done.returncode != 0:
         said = (done.stdout + done.stderr).decode(errors="replace")
-        raise SystemExit(f"{' '.join(map(str, command))}: status {done.returncode}\n{said}")
+        raise Failed(f"{' '.join(map(str, command))}: status {done.returncode}\n{said}")
     return done.stdout.decode(errors="replace")
 
 
@@ -68,7 +72,7 @@ class Apt:
         """What has to be downloaded."""
         kernels = self.depends(KERNELS)
         if not kernels:
-            raise SystemExit(f"apt knows none of {', '.join(KERNELS)}")
+            raise Failed(f"apt knows none of {', '.join(KERNELS)}")
         direct = {name for name in self.depends(EMULATOR[:1]) if name.startswith("lib")}
         libraries = direct | {name for name in self.depends(direct) if name.startswith("lib")}
         return [kernels[0], *EMULATOR, *PROGRAMS, *sorted(libraries - installed())]
@@ -96,7 +100,7 @@ def prepare():
     packages = HOME / "packages"
     try:
         Apt(own_lists=False).download(packages)
-    except SystemExit:
+    except Failed:
         Apt(own_lists=True).download(packages)
     shutil.rmtree(UNPACKED, ignore_errors=True)
     for package in packages.iterdir():
@@ -142,7 +146,7 @@ def make_base():
         for tool in [*TOOLS, "nbd-client"]:
             found = shutil.which(tool, path=search)
             if not found:
-                raise SystemExit(f"{tool} is missing: tests/install rig")
+                raise Failed(f"{tool} is missing: tests/install rig")
             base.copy(f"usr/sbin/{tool}", Path(found))
             for library in libraries(found) - copied:
                 copied.add(library)
@@ -154,7 +158,7 @@ def make_base():
 
 def libraries(program):
     """The shared libraries that a program needs."""
-    listed = output("ldd", program, env={**ENVIRONMENT, "LD_LIBRARY_PATH": UNPACKED / LIBRARIES})
+    listed = output("ldd", program, env={**ENVIRONMENT, "LD_LIBRARY_PATH": LIBRARIES})
     return set(re.findall(r"(/\S+) \(0x", listed))
 
 

@@ -5,14 +5,15 @@ server was killed now and then."""
 
 import subprocess
 
-from machine import Failed, nbd_disk
-from system import output
+from machine import must_fail, nbd_disk
+from system import Failed, output
 
 SNAPSHOTS = 12
 # Claims of the guest from one snapshot to the next one.
 STEP = 150
 # After these many snapshots the server is killed; the guest waits until it is there again.
 KILLS = (4, 8)
+OBJECT = 4 << 20
 PATIENCE = 300
 # What a replayed journal may need done: what the kernel would do, too, when it mounts.
 REPLAY = ("recovering journal", "orphaned inode", "clean,", "Truncating orphaned", "Clearing orphan")
@@ -30,11 +31,13 @@ def run(rig):
         for number, claimed in enumerate(claims):
             name = f"disk0@s{number}"
             server.run("snapshot", "serve", name)
-            replayed += examine(rig, server.uri(name), claimed)
+            replayed += examine(rig, copy(rig, server.uri(name)), claimed)
         # At most one may have hit a moment of rest.
         if replayed < SNAPSHOTS - 1:
             raise Failed(f"only {replayed} of {SNAPSHOTS} snapshots had a journal to replay")
-        examine(rig, server.uri("disk0"), said)
+        examine(rig, copy(rig, server.uri("disk0")), said)
+        # A test of this test: what is no cut is found, be it half a second wide.
+        must_fail(examine, rig, mixture(rig, server, 5), claims[5])
         server.stop()
         server.run("check", "--deep")
 
@@ -54,23 +57,41 @@ def load(rig, server, guest):
     return claims
 
 
-def examine(rig, uri, claimed):
+def copy(rig, uri, name="image"):
+    """Copies an export into a file."""
+    image = rig.folder / name
+    output("nbdcopy", uri, image)
+    return image
+
+
+def mixture(rig, server, number):
+    """A copy that is partly of one snapshot and partly of the next one."""
+    older = copy(rig, server.uri(f"disk0@s{number}"), "older")
+    mixed = copy(rig, server.uri(f"disk0@s{number + 1}"))
+    with older.open("rb") as source, mixed.open("r+b") as target:
+        for offset in range(0, mixed.stat().st_size, 2 * OBJECT):
+            source.seek(offset)
+            target.seek(offset)
+            target.write(source.read(OBJECT))
+    return mixed
+
+
+def examine(rig, image, claimed):
     """Replays the journal of a copy, looks for damage, and compares the files with what was claimed;
     whether there was a journal to replay."""
-    image, files = rig.folder / "image", rig.folder / "files"
-    claims = rig.folder / "claims"
+    files, claims = rig.folder / "files", rig.folder / "claims"
     claims.write_text(claimed)
-    output("nbdcopy", uri, image)
     features = output("dumpe2fs", "-h", image)
     replayed = "needs_recovery" in features
     done = subprocess.run(["e2fsck", "-p", image], capture_output=True, check=False)
     said = done.stdout.decode() + done.stderr.decode()
     odd = [line for line in said.splitlines() if not any(word in line for word in REPLAY)]
     if done.returncode > 1 or odd:
-        raise Failed(f"{uri}: replay, status {done.returncode}\n{said}")
+        raise Failed(f"e2fsck -p: status {done.returncode}\n{said}")
     output("e2fsck", "-f", "-n", image)
     output("rm", "-rf", files)
     files.mkdir()
-    output("debugfs", "-R", f"rdump /names /logs /records {files}", image)
+    kept = " ".join(["/names", "/logs", *(f"/records-{number}" for number in range(8))])
+    output("debugfs", "-R", f"rdump {kept} {files}", image)
     rig.say(output(rig.tool, "files", "check", files, claims).strip())
     return replayed

@@ -154,6 +154,7 @@ impl Writer<'_> {
         file.write_all_at(&self.buf, place(self.first + blocks.start))?;
         if durable {
             self.known[blocks].iter_mut().for_each(|known| known.floor = known.ceiling);
+            println!("safe {}", self.newest);
         }
         Ok(())
     }
@@ -161,6 +162,7 @@ impl Writer<'_> {
     fn flush(&mut self) -> io::Result<()> {
         self.plain.sync_data()?;
         self.known.iter_mut().for_each(|known| known.floor = known.ceiling);
+        println!("safe {}", self.newest);
         Ok(())
     }
 
@@ -180,8 +182,8 @@ impl Writer<'_> {
     }
 }
 
-/// Writes until the device fails, or for so many seconds; then keeps in the file `state` what must
-/// be there.
+/// Writes until the device fails, or for so many seconds, and prints a line whenever something has
+/// become safe; then keeps in the file `state` what must be there.
 pub(crate) fn write(device: &str, state: &str, seconds: u64, seed: u64) -> Result<(), String> {
     let mut known = load(state)?;
     if known.iter().any(|known| known.floor != known.ceiling) {

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | names | writes a file, syncs it, renames it over an old one | `safe name ID VERSION` |
 //! | logs | appends to a file and syncs it | `safe log ID BYTES`, `drop log ID` |
-//! | records | writes over a part of a file and syncs it | `safe record ID VERSION` |
+//! | records | writes over a part of a file, syncs it, then the next | `safe record ID VERSION` |
 //! | churn | see [`crate::folder`]; syncs nothing | nothing |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,8 +31,10 @@ const LOG_BYTES: u64 = 4 << 20;
 const APPEND_BYTES_MAX: u64 = 24 << 10;
 /// The content of a log is made in pieces of this size.
 const PIECE: u64 = 4096;
-/// Records of a records thread.
+/// Records of a records thread, and the files they are in, each in a folder of its own: a file
+/// system puts folders far from each other.
 const RECORDS: u64 = 128;
+const FOLDERS: u64 = 8;
 const RECORD_BYTES: usize = 4096;
 /// What a names file and a record begin with: id and version, then bytes in all.
 const HEADER_BYTES: usize = 24;
@@ -45,19 +47,15 @@ const KINDS: [(&str, Work); 4] =
 /// Writes below `dir` for so many seconds.
 pub(crate) fn write(dir: &str, seconds: u64, seed: u64) -> Result<(), String> {
     let dir = Path::new(dir);
-    for (kind, _) in KINDS {
-        let made = fs::create_dir_all(dir.join(kind)).and_then(|()| File::open(dir)?.sync_all());
-        made.map_err(|error| format!("{}: {error}", dir.display()))?;
-    }
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut rng = Rng::new(seed);
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for thread in 0..THREADS {
             for (kind, work) in KINDS {
-                let (place, rng) = (dir.join(kind), rng.fork());
+                let rng = rng.fork();
                 threads.push(scope.spawn(move || {
-                    let done = work(&place, thread, end, rng);
+                    let done = work(dir, thread, end, rng);
                     done.map_err(|error| format!("{kind}, thread {thread}: {error}"))
                 }));
             }
@@ -96,7 +94,16 @@ fn version(kind: &str, id: u64, bytes: &[u8]) -> Option<u64> {
     (bytes == stamped(kind, id, version, bytes.len())).then_some(version)
 }
 
-fn names(place: &Path, thread: u64, end: Instant, mut rng: Rng) -> io::Result<()> {
+/// A folder that is there from now on, whatever happens.
+fn safe_folder(dir: &Path, name: &str) -> io::Result<PathBuf> {
+    let folder = dir.join(name);
+    fs::create_dir_all(&folder)?;
+    File::open(dir)?.sync_all()?;
+    Ok(folder)
+}
+
+fn names(dir: &Path, thread: u64, end: Instant, mut rng: Rng) -> io::Result<()> {
+    let place = &safe_folder(dir, "names")?;
     let new = place.join(format!("new-{thread}"));
     for round in 1.. {
         let id = thread * NAMES + rng.below(NAMES);
@@ -125,7 +132,8 @@ fn log_content(id: u64, from: u64, bytes: u64) -> Vec<u8> {
     all[skipped..skipped + bytes as usize].to_vec()
 }
 
-fn logs(place: &Path, thread: u64, end: Instant, mut rng: Rng) -> io::Result<()> {
+fn logs(dir: &Path, thread: u64, end: Instant, mut rng: Rng) -> io::Result<()> {
+    let place = &safe_folder(dir, "logs")?;
     let mut id = thread;
     while Instant::now() < end {
         let path = place.join(format!("log-{id}"));
@@ -152,20 +160,35 @@ fn logs(place: &Path, thread: u64, end: Instant, mut rng: Rng) -> io::Result<()>
     Ok(())
 }
 
-fn records(place: &Path, thread: u64, end: Instant, mut rng: Rng) -> io::Result<()> {
-    let file = File::create(place.join(format!("records-{thread}")))?;
-    for id in 0..RECORDS {
-        let record = stamped("record", thread * RECORDS + id, 0, RECORD_BYTES);
-        file.write_all_at(&record, id * RECORD_BYTES as u64)?;
+/// Where a record is, below the folder of all: its file, and its place in it.
+fn record_place(id: u64) -> (String, u64) {
+    let (thread, slot) = (id / RECORDS, id % RECORDS);
+    let file = format!("records-{}/records-{thread}", slot % FOLDERS);
+    (file, slot / FOLDERS * RECORD_BYTES as u64)
+}
+
+/// Writes records round and round; each write begins when the one before it is safe.
+fn records(dir: &Path, thread: u64, end: Instant, _: Rng) -> io::Result<()> {
+    let mut files = Vec::new();
+    for folder in 0..FOLDERS {
+        safe_folder(dir, &format!("records-{folder}"))?;
+        files.push(File::create(dir.join(record_place(thread * RECORDS + folder).0))?);
     }
-    file.sync_all()?;
-    File::open(place)?.sync_all()?;
+    let write = |id, version| {
+        let record = stamped("record", id, version, RECORD_BYTES);
+        files[(id % FOLDERS) as usize].write_all_at(&record, record_place(id).1)
+    };
+    for slot in 0..RECORDS {
+        write(thread * RECORDS + slot, 0)?;
+    }
+    for (folder, file) in files.iter().enumerate() {
+        file.sync_all()?;
+        File::open(dir.join(format!("records-{folder}")))?.sync_all()?;
+    }
     for round in 1.. {
-        let slot = rng.below(RECORDS);
-        let id = thread * RECORDS + slot;
-        let record = stamped("record", id, round, RECORD_BYTES);
-        file.write_all_at(&record, slot * RECORD_BYTES as u64)?;
-        file.sync_data()?;
+        let id = thread * RECORDS + round % RECORDS;
+        write(id, round)?;
+        files[(id % FOLDERS) as usize].sync_data()?;
         say(&format!("safe record {id} {round}"))?;
         if Instant::now() >= end {
             break;
@@ -199,10 +222,17 @@ pub(crate) fn check(dir: &str, said: &str) -> Result<(), String> {
     safe.retain(|claim, _| !dropped.contains(claim));
     let mut counts = BTreeMap::from([("name", 0), ("log", 0), ("record", 0)]);
     let mut wrong = Vec::new();
-    for ((kind, id), least) in safe {
+    for (&(kind, id), &least) in &safe {
         match examine(Path::new(dir), kind, id, least) {
-            Ok(()) => *counts.get_mut(kind).expect("a kind") += 1,
+            Ok(_) => *counts.get_mut(kind).expect("a kind") += 1,
             Err(error) => wrong.push(format!("{kind} {id}, {least} is safe: {error}")),
+        }
+    }
+    for thread in 0..THREADS {
+        // Before the first claim its files need not be there.
+        if safe.keys().any(|(kind, id)| *kind == "record" && id / RECORDS == thread) {
+            let ordered = in_order(Path::new(dir), thread);
+            wrong.extend(ordered.err().map(|error| format!("records of {thread}: {error}")));
         }
     }
     if !wrong.is_empty() {
@@ -213,15 +243,32 @@ pub(crate) fn check(dir: &str, said: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether one claim holds: the least version, or the least length of a log.
-fn examine(dir: &Path, kind: &str, id: u64, least: u64) -> Result<(), String> {
+/// Whether the records of a thread are of its last rounds, without a gap.
+fn in_order(dir: &Path, thread: u64) -> Result<(), String> {
+    let mut versions = Vec::new();
+    for id in thread * RECORDS..(thread + 1) * RECORDS {
+        versions.push(examine(dir, "record", id, 0).map_err(|error| format!("{id}: {error}"))?);
+    }
+    let newest = versions.iter().max().expect("there are records");
+    for back in 0..RECORDS.min(*newest) {
+        let round = newest - back;
+        let there = versions[(round % RECORDS) as usize];
+        if there != round {
+            return Err(format!("{there} is there and not {round}, but also {newest}"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether one claim holds: the least version, or the least length of a log. The version that is
+/// there; of a log, that length.
+fn examine(dir: &Path, kind: &str, id: u64, least: u64) -> Result<u64, String> {
     let (path, range): (PathBuf, _) = match kind {
         "name" => (dir.join(format!("names/name-{id}")), None),
         "log" => (dir.join(format!("logs/log-{id}")), Some((0, least))),
         "record" => {
-            let at = id % RECORDS * RECORD_BYTES as u64;
-            let path = dir.join(format!("records/records-{}", id / RECORDS));
-            (path, Some((at, RECORD_BYTES as u64)))
+            let (path, at) = record_place(id);
+            (dir.join(path), Some((at, RECORD_BYTES as u64)))
         }
         _ => return Err("nothing of that kind is written".into()),
     };
@@ -241,12 +288,12 @@ fn examine(dir: &Path, kind: &str, id: u64, least: u64) -> Result<(), String> {
     if kind == "log" {
         let wanted = log_content(id, 0, least);
         let differs = bytes.iter().zip(&wanted).position(|(a, b)| a != b);
-        return differs.map_or(Ok(()), |at| Err(format!("differs from byte {at} on")));
+        return differs.map_or(Ok(least), |at| Err(format!("differs from byte {at} on")));
     }
     match version(kind, id, &bytes) {
         None => Err(format!("{} bytes, but not of one version of it", bytes.len())),
         Some(found) if found < least => Err(format!("there is version {found}")),
-        Some(_) => Ok(()),
+        Some(found) => Ok(found),
     }
 }
 
@@ -275,7 +322,7 @@ mod tests {
     fn what_is_missing_old_or_mixed_is_found() {
         let scratch = Scratch::new("files");
         let dir = &scratch.0;
-        for kind in ["names", "logs", "records"] {
+        for kind in ["names", "logs"] {
             fs::create_dir(dir.join(kind)).expect("a folder");
         }
         let holds = |claim: &str| {
@@ -300,15 +347,21 @@ mod tests {
         fs::write(dir.join("logs/log-1"), torn).expect("written");
         assert!(holds("safe log 1 9000").unwrap_err().contains("from byte 8000"));
 
-        let mut records = vec![0; RECORD_BYTES];
-        records.extend(stamped("record", 1, 4, RECORD_BYTES));
-        fs::write(dir.join("records/records-0"), &records).expect("written");
-        assert_eq!(holds("safe record 1 4"), Ok(()));
-        assert!(holds("safe record 0 0").is_err());
-        let newer = stamped("record", 1, 5, RECORD_BYTES);
-        records[RECORD_BYTES + 512..].copy_from_slice(&newer[512..]);
-        fs::write(dir.join("records/records-0"), &records).expect("written");
-        assert!(holds("safe record 1 4").unwrap_err().contains("not of one version"));
+        write(dir.to_str().expect("ASCII"), 0, 1).expect("writes");
+        let put = |id: u64, content: &[u8]| {
+            let (file, at) = record_place(id);
+            let file = File::options().write(true).open(dir.join(file)).expect("it is there");
+            file.write_all_at(content, at).expect("written");
+        };
+        let record = |id, version| stamped("record", id, version, RECORD_BYTES);
+        assert_eq!(holds("safe record 1 1"), Ok(()));
+        assert!(holds("safe record 2 1").unwrap_err().contains("there is version 0"));
+        put(3, &record(3, 3));
+        assert!(holds("safe record 1 1").unwrap_err().contains("0 is there and not 2"));
+        put(2, &record(2, 2));
+        assert_eq!(holds("safe record 1 1"), Ok(()));
+        put(2, &[&record(2, 2)[..512], &record(2, 130)[512..]].concat());
+        assert!(holds("safe record 2 2").unwrap_err().contains("not of one version"));
     }
 
     #[test]
@@ -316,6 +369,6 @@ mod tests {
         let scratch = Scratch::new("load");
         let dir = scratch.0.to_str().expect("ASCII");
         write(dir, 0, 1).expect("writes");
-        assert!(scratch.0.join("records/records-1").exists());
+        assert!(scratch.0.join("records-7/records-1").exists());
     }
 }

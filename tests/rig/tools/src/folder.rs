@@ -13,10 +13,10 @@ const FOLDERS: u64 = 4;
 const BYTES_MAX: u64 = 64 << 10;
 
 /// Makes, fills, cuts, links, renames and removes files and folders in any order.
-pub(crate) fn churn(place: &Path, thread: u64, end: Instant, mut rng: Rng) -> io::Result<()> {
+pub(crate) fn churn(dir: &Path, thread: u64, end: Instant, mut rng: Rng) -> io::Result<()> {
     while Instant::now() < end {
         let mut pick = || {
-            let folder = place.join(format!("{thread}-{}", rng.below(FOLDERS)));
+            let folder = dir.join(format!("churn-{thread}-{}", rng.below(FOLDERS)));
             (folder.join(format!("file-{}", rng.below(NAMES))), folder)
         };
         let ((one, folder), (other, _)) = (pick(), pick());
