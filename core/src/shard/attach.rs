@@ -92,6 +92,16 @@ impl Shard<'_> {
         self.volumes[index] = Volume { tasks: before.tasks, traffic, ..again };
     }
 
+    /// The volume has so many blocks now, and clients may use some of them. When it loses blocks,
+    /// they have been discarded, and that is committed.
+    pub(super) fn set_size(&mut self, id: VolumeId, blocks: u64, limit: u64) {
+        assert!(limit <= blocks, "a limit is inside the volume");
+        if let Some(index) = self.volume_index(id) {
+            let state = &mut self.volumes[index];
+            (state.blocks, state.limit) = (blocks, limit);
+        }
+    }
+
     /// The entries of a volume that count, out of those that wait.
     fn take_recovered(&mut self, id: VolumeId) -> Vec<LogEntry> {
         let (mut ours, others): (Vec<_>, Vec<_>) = core::mem::take(&mut self.recovered)
@@ -106,13 +116,16 @@ impl Shard<'_> {
 
     /// Takes in one entry, after all that are newer.
     fn take_in(&mut self, volume: usize, entry: &LogEntry) {
-        let at = entry.at.entry;
-        let dirty = at.epoch > self.volumes[volume].committed;
-        let end = u32::from(at.first) + u32::from(at.count);
-        if end > self.volumes[volume].blocks_of(at.object) {
-            log::warn!("the log names blocks beyond the end of {:?}: left out", at.volume);
+        // The volume may have been larger. What is behind its end is nothing; what is not counts:
+        // without it an older version would.
+        let room = self.volumes[volume].blocks_of(entry.at.entry.object) as u16;
+        let Some(room) = room.checked_sub(entry.at.entry.first).filter(|room| *room > 0) else {
             return;
-        }
+        };
+        let mut clipped = *entry;
+        clipped.at.entry.count = entry.at.entry.count.min(room);
+        let (entry, at) = (&clipped, clipped.at.entry);
+        let dirty = at.epoch > self.volumes[volume].committed;
         let found = self.onodes.lookup(at.volume, at.object);
         let onode = match found {
             Some(onode) => {
@@ -348,5 +361,43 @@ impl Shard<'_> {
     pub fn volume_is_pushing(&self, id: VolumeId) -> Option<bool> {
         let index = self.volume_index(id)?;
         Some(self.volumes[index].phase != Phase::Idle)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::wire::log::FooterEntry;
+
+    fn entry(volume: u32, seq: u64, kind: EntryKind) -> LogEntry {
+        let entry = Entry {
+            volume: VolumeId(volume),
+            object: 0,
+            first: 0,
+            count: 1,
+            kind,
+            epoch: Epoch(1),
+        };
+        LogEntry { at: FooterEntry { entry, page: 2, seq }, crc: 0 }
+    }
+
+    /// Nobody attaches a forgotten volume. What recovery kept for it kept reclaim from its segments
+    /// until the next start: a log full of such had no room for a write.
+    #[test]
+    fn what_was_forgotten_is_not_kept_for_anybody() {
+        use EntryKind::{Clean, Dirty, Forget, Kept, Zeroes};
+        let found = vec![
+            entry(1, 3, Dirty),
+            entry(1, 9, Forget),
+            entry(2, 4, Dirty),
+            entry(1, 5, Forget),
+            entry(1, 8, Zeroes),
+            entry(1, 10, Clean),
+            entry(2, 11, Kept),
+        ];
+        let left = without_void(found);
+        assert_eq!(left, [entry(2, 4, Dirty), entry(1, 10, Clean)]);
     }
 }

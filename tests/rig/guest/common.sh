@@ -1,11 +1,14 @@
 # What the scripts of the guest share.
 
+# Tenths of a second that a wait may take, and what the tries take besides.
+patience=900
+
 # Waits until a command succeeds, not for ever.
 await() {
     local tries=0
     until "$@" >/dev/null 2>&1; do
         tries=$((tries + 1))
-        if [ $tries -ge 900 ]; then
+        if [ $tries -ge $patience ]; then
             echo "in vain: $*"
             return 1
         fi

@@ -52,6 +52,8 @@ serve --cache "$drive"
 connect web /dev/nbd0
 write_and_cut $((number + 1)) 40
 power_on 40
+# A server that notices may go on without the volume.
+patience=100
 if recover; then
     echo "a drive that does not flush has not been noticed"
     exit 1

@@ -8,15 +8,17 @@
 //!
 //! `HEELER` names the binary (default: `target/release/heeler`), `HEELER_MOTO` the S3 server
 //! (default: `moto_server`), `HEELER_RGW` Ceph's gateway (default: none, and its test does
-//! nothing). `make test` sets them.
+//! nothing), `HEELER_RUNTIME` what the servers run on (default: theirs). `make test` sets them.
 #![cfg(not(loom))]
 
 mod admin;
 mod clients;
 mod damage;
+mod deltas;
 mod durability;
 mod hammer;
 mod handover;
+mod manage;
 mod memory;
 mod modes;
 mod outage;
