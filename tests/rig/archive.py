@@ -1,4 +1,4 @@
-"""Initial file systems for a kernel: cpio archives of the `newc` kind, which may follow each other."""
+"""Initial file systems for a kernel: cpio archives, which may follow each other."""
 
 import stat
 

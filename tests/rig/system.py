@@ -1,7 +1,7 @@
 """The guest's system: a stock Debian kernel and a few programs, and QEMU to run them.
 
-Debian's packages are downloaded and unpacked below `target/rig`; nothing is installed, and none of it
-needs root.
+Debian's packages are downloaded and unpacked below `target/rig`; nothing is installed, and none of
+it needs root.
 """
 
 import lzma

@@ -1,6 +1,6 @@
 # An NVMe drive with a volatile cache and a power switch, inside the guest: rig-tool's disk, which
-# forgets what was not flushed, behind the kernel's own NVMe target and its loop transport. They pass
-# flush and FUA on; the controller that QEMU emulates does not pass FUA on.
+# forgets what was not flushed, behind the kernel's own NVMe target and its loop transport. They
+# pass flush and FUA on; the controller that QEMU emulates does not pass FUA on.
 
 target=/sys/kernel/config/nvmet/subsystems/drive
 port=/sys/kernel/config/nvmet/ports/1
@@ -31,11 +31,12 @@ find_drive() {
     [ -b "${drive:-}" ]
 }
 
-# Starts the disk, of whose sectors so many of 100 do not stay in its cache; `lying` makes it one that
-# takes no notice of flush and FUA.
+# Starts the disk, of whose sectors so many of 100 do not stay in its cache; `lying` makes it one
+# that takes no notice of flush and FUA.
 disk_on() {
     rm -f /tmp/drive.sock
-    rig-tool disk /tmp/drive.sock /tmp/drive.img "$1" "$(cut -d' ' -f1 /proc/uptime | tr -d .)" ${2:-} \
+    seed=$(cut -d' ' -f1 /proc/uptime | tr -d .)
+    rig-tool disk /tmp/drive.sock /tmp/drive.img "$1" "$seed" ${2:-} \
         >/tmp/drive.log 2>&1 </dev/null &
     disk=$!
     await test -S /tmp/drive.sock
@@ -45,7 +46,7 @@ disk_on() {
 }
 
 # Power off: what the disk has not made durable is gone at this moment, and whoever goes on gets
-# errors. The namespace stays: to a flush of one that is not there, the kernel says that all is well.
+# errors. The namespace stays: of a flush of one that is gone, the kernel says that all is well.
 power_off() {
     kill -9 $disk
     wait $disk || true

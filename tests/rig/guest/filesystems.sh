@@ -1,6 +1,6 @@
-# The appliance with an NVMe drive as its cache, and file systems on its volumes by the kernel's own
-# client: made, written to and checked; after a crash of the server under load; and after the loss of
-# the cache, from the store alone.
+# The appliance with an NVMe drive as its cache, and file systems on its volumes by the kernel's
+# own client: made, written to and checked; after a crash of the server under load; and after the
+# loss of the cache, from the store alone.
 . /job/common.sh
 
 check() {
@@ -16,6 +16,9 @@ check() {
     umount /mnt
 }
 
+# Whether so much was said to be safe.
+claimed() { [ "$(grep -c ^safe "/tmp/said-$2")" -ge "$1" ]; }
+
 modprobe nbd
 modprobe xfs
 await test -b /dev/nvme0n1
@@ -29,10 +32,11 @@ for kind in ext4 xfs; do
     umount /mnt
     check $kind
 
+    : >/tmp/said-$kind
     mount -t $kind /dev/nbd0 /mnt
     rig-tool files write /mnt 600 2 >/tmp/said-$kind 2>/tmp/failed &
     writer=$!
-    sleep 4
+    await claimed 60 $kind
     crash
     disconnect /dev/nbd0
     if wait $writer; then
@@ -61,5 +65,8 @@ for kind in ext4 xfs; do
 done
 kill $server
 wait $server
-heeler check --deep --data /tmp/data --cache /dev/nvme0n1
+if ! heeler check --deep --data /tmp/data --cache /dev/nvme0n1 >/tmp/check 2>&1; then
+    cat /tmp/check
+    exit 1
+fi
 echo "all of it came back from the store"

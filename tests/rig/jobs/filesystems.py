@@ -1,5 +1,5 @@
-"""The appliance with an emulated NVMe drive as its cache, and the kernel's NBD client: ext4 and xfs are
-made, written to and checked, after crashes too."""
+"""The appliance with an emulated NVMe drive as its cache, and the kernel's NBD client: ext4 and xfs
+are made, written to and checked, after crashes too."""
 
 from machine import nvme
 
