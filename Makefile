@@ -7,7 +7,7 @@ ARGS ?=
 # As in `make bench-core BENCH="--rounds 1 --workloads resident"`.
 BENCH ?=
 
-.PHONY: help serve test check loom fuzz ceph system bench bench-push bench-core clean
+.PHONY: help serve test check loom fuzz ceph system test-rig bench bench-push bench-core clean
 
 help:
 	@echo 'make serve   build the appliance and serve a disk (ARGS="..." are passed on)'
@@ -17,6 +17,7 @@ help:
 	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (10)'
 	@echo 'make ceph    the store client and the appliance on a Ceph that is started for it'
 	@echo 'make system  the appliance with real clients (TESTS="..." names some)'
+	@echo 'make test-rig  the appliance and a kernel, in emulated machines (JOBS="..." names some)'
 	@echo 'make bench   the appliance beside its peers'
 	@echo 'make bench-push  reads while a push runs at full rate'
 	@echo 'make bench-core  the cost of one access beside other caches (BENCH="..." are passed on)'
@@ -49,6 +50,10 @@ ceph:
 system:
 	@tests/install serve test s3
 	@tests/run s3 system glommio
+
+test-rig:
+	@tests/install serve rig
+	@tests/run rig
 
 bench:
 	@tests/install serve test
