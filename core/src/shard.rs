@@ -24,6 +24,7 @@ mod reclaim;
 mod request;
 mod salvage;
 mod scrub;
+mod stream;
 mod task;
 mod volume;
 mod write;

@@ -24,6 +24,9 @@ use crate::wire::head::{Head, TailPack};
 use crate::wire::map_page::{MapPage, PackRef};
 use crate::wire::names::ObjectName;
 
+/// Everything is counted when so many bytes were pushed for each map page that is read for it.
+const PAGE_COST: u64 = 512 << 10;
+
 /// A map page that a checkpoint wrote anew, with the volume's own packs before and after.
 #[derive(Debug)]
 pub(super) struct Folded {
@@ -128,9 +131,15 @@ impl Collect {
             State::Scanning(scan) => scan.has_counted(folded.page),
             _ => self.known,
         };
-        let counted: Vec<&Folded> = pages.iter().filter(counted).collect();
+        let (counted, others): (Vec<&Folded>, Vec<&Folded>) = pages.iter().partition(counted);
         counted.iter().for_each(|folded| self.usage.count(&folded.after));
         counted.iter().for_each(|folded| self.usage.discount(&folded.before, epoch));
+        if matches!(self.state, State::Scanning(_)) {
+            // A snapshot of the head before this one may need them, and the scan will not see it.
+            let before = others.iter().flat_map(|folded| &folded.before);
+            let last = Epoch(epoch.0 - 1);
+            before.for_each(|(pack, _)| self.usage.note_snapshot((pack.epoch, pack.n), last));
+        }
         for pack in tail.iter().filter(|pack| pack.source == 0) {
             self.usage.leave_tail((pack.epoch, pack.n), epoch);
         }
@@ -261,7 +270,8 @@ impl Collect {
             return;
         }
         if !self.known {
-            if self.pushed_bytes >= io.config.collect_after {
+            let reading = head.pages.len() as u64 * PAGE_COST;
+            if self.pushed_bytes >= io.config.collect_after.max(reading) {
                 self.state = State::Scanning(Box::new(Scan::start(io, head)));
             }
             return;
@@ -272,8 +282,10 @@ impl Collect {
         if self.stalled || garbage <= allowed.max(io.config.garbage_min) {
             return;
         }
-        // To half of what is allowed: every block that is copied costs, and others die meanwhile.
-        let (blocks_max, excess) = (io.config.copy_blocks_max as u32, garbage - allowed / 2);
+        // To three quarters of what is allowed: every block that is copied costs, and others die
+        // meanwhile.
+        let excess = garbage - allowed / 4 * 3;
+        let blocks_max = io.config.copy_blocks_max as u32;
         let victims = self.usage.victims(&head.snapshots, blocks_max, excess);
         if victims.is_empty() {
             self.stalled = true;

@@ -194,7 +194,9 @@ impl Scan {
             let newest = head.pages.get(&page);
             let current = newest.is_some_and(|at| at.source == 0 && at.epoch == epoch);
             let old = epoch <= self.newest && folding != Some(epoch);
-            old && !current && !self.needed.contains(&(page, epoch))
+            // A snapshot that was made meanwhile may need what has been superseded since.
+            let noted = usage.has_page(page, epoch);
+            old && !current && !noted && !self.needed.contains(&(page, epoch))
         };
         let pages = self.map_objects.iter().filter(page_gone);
         gone.extend(pages.map(|&(page, epoch)| ObjectName::Map { page, epoch }));

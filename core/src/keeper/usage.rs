@@ -101,6 +101,11 @@ impl Usage {
         self.pages.insert((epoch, page), dead);
     }
 
+    /// Whether that was said of a version.
+    pub(super) fn has_page(&self, page: u32, epoch: Epoch) -> bool {
+        self.pages.contains_key(&(epoch, page))
+    }
+
     /// Packs up to `newest` that nothing needs: all pages and snapshots have been counted.
     pub(super) fn take_orphans(&mut self, newest: Epoch) -> Vec<ObjectName> {
         let orphan = |&(epoch, _): &(Epoch, u32), known: &mut Use| {

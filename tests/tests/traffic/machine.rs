@@ -2,8 +2,9 @@
 //! that keep of each block its checksum alone. Every write gives its blocks new checksums, so that
 //! what is read can be told from what should have been.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use heeler_core::block_set::BlockSet;
 use heeler_core::config::ShardConfig;
 use heeler_core::event::{
     Advice, Input, Output, Reply, Request, RequestKind, Status, ToKeeper, ToShard,
@@ -50,14 +51,17 @@ pub(crate) struct Setup {
     pub(crate) ram_bytes: u64,
 }
 
-/// What clients asked for and did not find, in blocks.
+/// What was fetched for clients, in blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Missed {
+    /// Read, and not in the cache.
     pub(crate) reads: u64,
     /// Old content around what was written in part.
     pub(crate) edges: u64,
     /// Nobody asked for: read ahead.
     pub(crate) ahead: u64,
+    /// Of these: read before they left the cache.
+    pub(crate) ahead_used: u64,
 }
 
 enum Event {
@@ -100,7 +104,7 @@ pub(crate) struct Machine {
     batches: BTreeMap<BatchHandle, Vec<u32>>,
     next_batch: u64,
     /// What each fetch was for, by shard and slot of the operation.
-    asked: BTreeMap<(usize, u32), (u32, u16, u16)>,
+    asked: BTreeMap<(usize, u32), (u32, u16, u16, BlockSet)>,
     /// Packs of a push that nobody waits for: until when, and when the next one goes.
     spread: Option<(Instant, Instant)>,
     packs: VecDeque<(StoreOp, Job, u64)>,
@@ -110,6 +114,8 @@ pub(crate) struct Machine {
     /// Those that a shard has.
     unanswered: BTreeMap<u64, Part>,
     mail: VecDeque<(usize, ToShard)>,
+    /// Blocks that were read ahead and not used: object and block.
+    ahead: BTreeSet<(u32, u32)>,
     attached: bool,
     released: bool,
     pushed: bool,
@@ -192,6 +198,7 @@ impl Machine {
             queue: VecDeque::new(),
             unanswered: BTreeMap::new(),
             mail: VecDeque::new(),
+            ahead: BTreeSet::new(),
             attached: false,
             released: false,
             pushed: false,
@@ -417,13 +424,13 @@ impl Machine {
                 Output::PagesBack { .. } | Output::Query { .. } | Output::Late(_) => {
                     unreachable!("nobody asked for it")
                 }
-                Output::Fetch { op, object, first, count, .. } => {
-                    self.asked.insert((shard, op.slot), (object, first, count));
-                    self.note_missed(object, first, count);
+                Output::Fetch { op, object, first, count, gaps, .. } => {
+                    self.asked.insert((shard, op.slot), (object, first, count, gaps));
+                    self.note_missed(object, (first, count), &gaps);
                     self.fetch(shard, op);
                 }
                 Output::Batch { op, epoch, .. } => {
-                    self.take_batch(shard, op, epoch);
+                    self.take_batch(shard, epoch);
                     taken.push(op);
                 }
                 Output::HandBack { .. } => unreachable!("the volume is written back"),
@@ -444,7 +451,15 @@ impl Machine {
 
     fn answered(&mut self, shard: usize, reply: &Reply) {
         assert_eq!(reply.status, Status::Ok, "nothing fails here");
-        self.unanswered.remove(&reply.id).expect("it was asked for, and is answered once");
+        let part =
+            self.unanswered.remove(&reply.id).expect("it was asked for, and is answered once");
+        if reply.kind == RequestKind::Read {
+            let r = part.request;
+            let block_bytes = BLOCK_BYTES as u32;
+            for block in r.offset / block_bytes..(r.offset + r.len).div_ceil(block_bytes) {
+                self.missed.ahead_used += u64::from(self.ahead.remove(&(r.object, block)));
+            }
+        }
         if reply.kind == RequestKind::Write {
             let blocks = self.shards[shard].reply_blocks();
             self.transit.extend(blocks.iter().map(|block| block.page));
@@ -452,29 +467,36 @@ impl Machine {
     }
 
     fn fetch(&mut self, shard: usize, op: OpId) {
-        let (object, first, count) = self.asked[&(shard, op.slot)];
+        let (object, first, count, gaps) = self.asked[&(shard, op.slot)];
         let shard = ShardId(shard as u16);
-        self.tell_keeper(keeper::Input::Fetch { shard, op, object, first, count });
+        self.tell_keeper(keeper::Input::Fetch { shard, op, object, first, count, gaps });
     }
 
     /// Tells whom each block of a fetch is for.
-    fn note_missed(&mut self, object: u32, first: u16, count: u16) {
+    fn note_missed(&mut self, object: u32, (first, count): (u16, u16), gaps: &BlockSet) {
         for block in u32::from(first)..u32::from(first) + u32::from(count) {
+            if gaps.contains(block as usize - usize::from(first)) {
+                continue;
+            }
             let wants = |part: &&Part| {
                 let Request { object: of, offset, len, .. } = part.request;
                 let blocks = BLOCK_BYTES as u32;
                 of == object && (offset / blocks..(offset + len).div_ceil(blocks)).contains(&block)
             };
+            self.ahead.remove(&(object, block));
             let mut wanting = self.unanswered.values().filter(wants).map(|part| part.request.kind);
             match wanting.clone().find(|kind| *kind == RequestKind::Read) {
                 Some(_) => self.missed.reads += 1,
                 None if wanting.next().is_some() => self.missed.edges += 1,
-                None => self.missed.ahead += 1,
+                None => {
+                    self.missed.ahead += 1;
+                    self.ahead.insert((object, block));
+                }
             }
         }
     }
 
-    fn take_batch(&mut self, shard: usize, op: OpId, epoch: Epoch) {
+    fn take_batch(&mut self, shard: usize, epoch: Epoch) {
         let blocks = self.shards[shard].batch_blocks();
         let crcs: Vec<u32> = blocks.iter().map(|block| block.crc).collect();
         for block in blocks {
@@ -486,7 +508,6 @@ impl Machine {
         self.batches.insert(batch, crcs.clone());
         let shard = ShardId(shard as u16);
         self.tell_keeper(keeper::Input::Batch { shard, epoch, batch, runs: &runs, crcs: &crcs });
-        let _ = op;
     }
 
     fn do_for_keeper(&mut self, output: keeper::Output) {

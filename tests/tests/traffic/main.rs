@@ -1,85 +1,163 @@
-//! What the cache asks of the store.
+//! What the cache asks of the store: bytes and requests for what clients read and write, and what
+//! the store holds meanwhile.
+//!
+//! A server with a virtual clock (see `machine`) replays requests at their times, so the figures
+//! are the same on every machine.
 #![cfg(not(loom))]
 
 mod machine;
+mod report;
 mod store;
 mod trace;
 
-use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::path::Path;
 
-use heeler_core::time::{Duration, Instant};
+use heeler_core::time::Duration;
 use machine::{Machine, Setup, empty_volume};
-use store::Store;
+use report::{BLOCK, Cost, HEADING, Image};
 use trace::Recorded;
 
-const OBJECT: u64 = 4 << 20;
-const BLOCK: u64 = 4096;
+const MIB: u64 = 1 << 20;
+/// A cache of 128 MiB with little memory.
+const CACHE: Setup = Setup { shards: 2, device_bytes: 128 * MIB, ram_bytes: 32 * MIB };
+const SMALL: Setup = Setup { shards: 2, device_bytes: 16 * MIB, ram_bytes: 8 * MIB };
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Filled { Objects, Blocks, Nothing }
-
-fn filled(requests: &[Recorded], how: Filled) -> Store {
-    let end = requests.iter().map(|r| r.offset + r.len).max().unwrap().next_multiple_of(OBJECT);
-    let store = empty_volume(end);
-    let unit = match how { Filled::Objects => OBJECT, Filled::Blocks => BLOCK, Filled::Nothing => return store };
-    let mut units = BTreeSet::new();
-    for r in requests {
-        units.extend(r.offset / unit..=(r.offset + r.len - 1) / unit);
-    }
-    let setup = Setup { shards: 2, device_bytes: 1 << 30, ram_bytes: 64 << 20 };
-    let mut machine = Machine::start(setup, store, 1);
-    let mut list: Vec<(u64, u64)> = Vec::new();
-    for u in units {
-        match list.last_mut() { Some(l) if l.0 + l.1 == u && l.1 * unit < OBJECT => l.1 += 1, _ => list.push((u, 1)) }
-    }
-    for (i, (u, n)) in list.into_iter().enumerate() {
-        machine.ask(u * unit, n * unit, true);
-        if i % 16 == 0 { machine.answer_all(); }
-    }
-    machine.answer_all();
-    let mut store = machine.release();
-    store.reset();
-    store
+/// A store with a volume that is written from end to end, and whoever wrote it gone.
+fn full_volume(bytes: u64) -> store::Store {
+    let whole = Recorded { at: heeler_core::time::Instant(0), offset: 0, len: bytes, write: true };
+    Image::Objects.store(&[whole])
 }
 
-fn env(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |t| t.parse().unwrap())
+/// A server that reads with an empty cache.
+fn reader(bytes: u64) -> Machine {
+    let mut machine = Machine::start(SMALL, full_volume(bytes), 2);
+    machine.store.reset();
+    machine
+}
+
+fn ask(machine: &mut Machine, offset: u64, len: u64, write: bool) {
+    machine.ask(offset, len, write);
+    machine.answer_all();
 }
 
 #[test]
-#[ignore]
-fn recorded_traces() {
-    let dir = std::env::var("HEELER_TRACES").unwrap();
-    let names = std::env::var("TRACES").unwrap_or("cloudphysics_vm hplajw_week diskmon_sys1".into());
-    for name in names.split(' ') {
-        for how in [Filled::Objects, Filled::Blocks] {
-        let mut requests = trace::read(&Path::new(&dir).join(format!("{name}.btr.zst")));
-        requests.truncate(env("LIMIT", u64::MAX) as usize);
-        let store = filled(&requests, how);
-        let setup = Setup { shards: env("SHARDS", 2) as u16, device_bytes: env("DEVICE", 128) << 20, ram_bytes: env("RAM", 32) << 20 };
-        let mut machine = Machine::start(setup, store, 2);
-        machine.store.reset();
-        let start = machine.now;
-        let base = machine.store.bytes();
-        for r in &requests {
-            machine.run_until(start + Duration(r.at.0));
-            machine.ask(r.offset, r.len, r.write);
+fn a_stream_is_read_in_few_gets() {
+    let mut machine = reader(16 * MIB);
+    // As from a partition that is not aligned.
+    for offset in (0..16 * MIB - 64 * 1024).step_by(64 * 1024) {
+        ask(&mut machine, offset + 512, 64 * 1024, false);
+    }
+    let gets = machine.store.counts.fetches;
+    assert!(gets.requests <= 40, "{gets:?} for 256 reads");
+    assert!(gets.bytes <= 17 * MIB, "{gets:?} for 16 MiB");
+}
+
+#[test]
+fn what_the_cache_has_of_a_stream_does_not_cut_it() {
+    let mut machine = reader(16 * MIB);
+    for offset in (0..4 * MIB).step_by(16 * BLOCK as usize) {
+        ask(&mut machine, offset, BLOCK, true);
+    }
+    machine.store.reset();
+    for offset in (0..4 * MIB).step_by(64 * 1024) {
+        ask(&mut machine, offset, 64 * 1024, false);
+    }
+    let gets = machine.store.counts.fetches;
+    assert!(gets.requests <= 16, "{gets:?} for 64 reads");
+}
+
+#[test]
+fn lone_reads_get_what_they_ask_for() {
+    let mut machine = reader(64 * MIB);
+    for number in 0..500 {
+        ask(&mut machine, number * 7919 % (64 * MIB / BLOCK) * BLOCK, BLOCK, false);
+    }
+    let gets = machine.store.counts.fetches;
+    assert!(gets.bytes <= 500 * BLOCK * 11 / 10, "{gets:?} for 500 blocks");
+}
+
+#[test]
+fn what_lies_together_on_the_disk_does_so_in_packs() {
+    let mut machine = Machine::start(SMALL, empty_volume(16 * MIB), 1);
+    // Requests of all four objects, so of both shards, in turn.
+    for offset in (0..MIB).step_by(64 * 1024) {
+        (0..4).for_each(|object| machine.ask(object * 4 * MIB + offset, 64 * 1024, true));
+        machine.answer_all();
+    }
+    let mut machine = Machine::start(SMALL, machine.release(), 2);
+    machine.store.reset();
+    for object in 0..4 {
+        ask(&mut machine, object * 4 * MIB, 128 * 1024, false);
+    }
+    let gets = machine.store.counts.fetches;
+    assert_eq!((gets.requests, gets.bytes), (4, 4 * 128 * 1024), "each in one piece");
+}
+
+#[test]
+fn a_mixed_load_costs_little_more_than_it_must() {
+    let requests = trace::mixed(20_000, 96 * MIB);
+    let store = Image::Blocks.store(&requests);
+    let cost = Cost::of(&requests, SMALL, store);
+    println!("{HEADING}\n| mixed | {cost}");
+    assert!(cost.get_ratio() <= 1.5, "{:.2} of what was missed", cost.get_ratio());
+    assert!(cost.put_ratio() <= 1.3, "{:.2} of what was written", cost.put_ratio());
+    assert!(cost.counts.copies.requests > 0, "garbage was collected");
+    assert!(cost.needed() > cost.read / 4, "the cache is small");
+}
+
+/// Random writes of 4 KiB as fast as they are taken. What a push replaces goes when the next one is
+/// under way: so the most that the store holds is what is live, the garbage that is left alone
+/// (40 %), and the last two pushes, one of which has not replaced anything yet.
+#[test]
+fn the_store_never_holds_much_more_than_what_is_live() {
+    let size = 256 * MIB;
+    let setup = Setup { device_bytes: 1 << 30, ..CACHE };
+    let mut machine = Machine::start(setup, full_volume(size), 2);
+    machine.store.reset();
+    let mut random = trace::Random(88_172_645_463_325_252);
+    for _ in 0..6 {
+        let written = 200 * MIB;
+        let pushed = machine.store.counts.packs.bytes;
+        machine.store.bytes_peak = 0;
+        for number in 0..written / BLOCK {
+            machine.ask(random.below(size / BLOCK) * BLOCK, BLOCK, true);
+            if number % 64 == 0 {
+                machine.answer_all();
+            }
         }
         machine.answer_all();
         machine.push();
-        let end = machine.now + Duration::from_secs(60);
-        machine.run_until(end);
-        let read: u64 = requests.iter().filter(|r| !r.write).map(|r| r.len).sum();
-        let written: u64 = requests.iter().filter(|r| r.write).map(|r| r.len).sum();
-        let c = machine.store.counts;
-        let m = machine.missed;
-        let mb = |b: u64| b as f64 / 1e6;
-        println!("{name} {how:?}: read {:.1} missed {:.1} edges {:.1} ahead {:.1} MB; written {:.1} MB", mb(read), mb(m.reads * BLOCK), mb(m.edges*BLOCK), mb(m.ahead*BLOCK), mb(written));
-        println!("   get {:.1} MB ({:.2}x of missed reads, {:.2}x with edges) in {} gets: fetch {:?} meta {:?} copy {:?}", mb(c.gets().bytes), c.gets().bytes as f64 / (m.reads*BLOCK) as f64, c.gets().bytes as f64 / ((m.reads+m.edges)*BLOCK) as f64, c.gets().requests, c.fetches, c.meta_gets, c.copy_gets);
-        println!("   put {:.1} MB ({:.2}x) in {}: packs {:?} copies {:?} pages {:?} heads {:?} commits {}", mb(c.puts().bytes), c.puts().bytes as f64 / written as f64, c.puts().requests, c.packs, c.copies, c.pages, c.heads, machine.commits);
-        println!("   store {:.1} at start, peak {:.1} end {:.1} MB; {:?}", mb(base), mb(machine.store.bytes_peak), mb(machine.store.bytes()), machine.keeper.status().store);
-        let _ = Instant(0);
+        let push = machine.store.counts.packs.bytes - pushed;
+        let most = size * 14 / 10 + 2 * push;
+        assert!(machine.store.bytes_peak <= most, "{} of {most}", machine.store.bytes_peak);
+    }
+    let rest = machine.now + Duration::from_secs(60);
+    machine.run_until(rest);
+    let ratio = machine.store.bytes() as f64 / size as f64;
+    assert!(ratio <= 1.5, "{ratio:.2} of what is live, at rest");
+    let put = machine.store.counts.puts().bytes as f64 / (6 * 200 * MIB) as f64;
+    assert!(put <= 1.3, "{put:.2} of what was written");
+}
+
+/// `make bench-traffic TRACES="..."`: recordings (`.btr.zst`), each over both kinds of image.
+#[test]
+#[ignore = "needs recordings: make bench-traffic"]
+fn recorded_traces() {
+    let paths = std::env::var("HEELER_TRAFFIC").expect("HEELER_TRAFFIC names recordings");
+    let mut table = format!("{HEADING}\n");
+    for path in paths.split_whitespace() {
+        let requests = trace::read(Path::new(path));
+        let file = Path::new(path).file_name().expect("a file").to_string_lossy();
+        let name = file.split('.').next().expect("a name").to_owned();
+        for image in [Image::Objects, Image::Blocks] {
+            let cost = Cost::of(&requests, CACHE, image.store(&requests));
+            let line = format!("| {name}, {image:?} | {cost}").to_lowercase();
+            println!("{line}");
+            writeln!(table, "{line}").expect("memory");
         }
+    }
+    if let Ok(out) = std::env::var("HEELER_TRAFFIC_OUT") {
+        std::fs::write(out, table).expect("the table is written");
     }
 }

@@ -3,6 +3,7 @@ mod handover;
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use heeler_core::block_set::BlockSet;
 use heeler_core::event::PushRun;
 use heeler_core::ids::BLOCK_BYTES;
 use heeler_core::limits::{BATCH_BLOCKS_MAX, PACK_BLOCKS_MAX};
@@ -283,7 +284,8 @@ impl Rig {
     fn fetch(&mut self, volume: VolumeId, first: u16, count: u16) {
         let op = OpId { slot: 9, generation: 1 };
         let shard = ShardId(0);
-        self.send(0, ToControl::Fetch { shard, op, volume, object: 0, first, count });
+        let (object, gaps) = (0, BlockSet::EMPTY);
+        self.send(0, ToControl::Fetch { shard, op, volume, object, first, count, gaps });
         self.turn();
     }
 }
@@ -441,6 +443,7 @@ fn a_core_that_does_not_read_loses_nothing() {
             object: 0,
             first: 0,
             count: 1,
+            gaps: BlockSet::EMPTY,
         };
         rig.send(0, mail);
         rig.control.turn(rig.now);
