@@ -152,7 +152,7 @@ fn recorded_traces() {
         let name = file.split('.').next().expect("a name").to_owned();
         for image in [Image::Objects, Image::Blocks] {
             let cost = Cost::of(&requests, CACHE, image.store(&requests));
-            let line = format!("| {name}, {image:?} | {cost}").to_lowercase();
+            let line = format!("| {name}, {} | {cost}", image.name());
             println!("{line}");
             writeln!(table, "{line}").expect("memory");
         }

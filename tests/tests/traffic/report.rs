@@ -24,6 +24,13 @@ pub(crate) enum Image {
 }
 
 impl Image {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Objects => "whole objects",
+            Self::Blocks => "blocks",
+        }
+    }
+
     /// Writes it, as an import does.
     pub(crate) fn store(self, requests: &[Recorded]) -> Store {
         let end = requests.iter().map(Recorded::end).max();

@@ -62,7 +62,7 @@ pub(crate) fn read(path: &Path) -> Vec<Recorded> {
     records.into_iter().map(moved).collect()
 }
 
-/// A load of many kinds: streams that are not aligned, lone reads, and writes of which most go to
+/// A load of many kinds: streams that are not aligned, lone reads, and writes of which nearly all go to
 /// an eighth of the disk.
 pub(crate) fn mixed(requests: u64, disk_bytes: u64) -> Vec<Recorded> {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
@@ -73,7 +73,7 @@ pub(crate) fn mixed(requests: u64, disk_bytes: u64) -> Vec<Recorded> {
     while (all.len() as u64) < requests {
         at += random.below(20_000_000);
         let block = random.below(blocks - 16);
-        let hot = if random.below(4) == 0 { block } else { block / 8 };
+        let hot = if random.below(16) == 0 { block } else { block / 8 };
         let (offset, len, write) = match random.below(10) {
             0..4 => {
                 let ends = random.below(40) == 0 || stream + (128 << 10) > disk_bytes;
@@ -82,7 +82,7 @@ pub(crate) fn mixed(requests: u64, disk_bytes: u64) -> Vec<Recorded> {
             }
             4..6 => (block * 4096, 8192, false),
             6..9 => (hot * 4096, 4096 * (1 + random.below(4)), true),
-            _ => (block * 4096, 64 << 10, true),
+            _ => (block / 8 * 4096, 64 << 10, true),
         };
         all.push(Recorded { at: Instant(at), offset, len: len.min(disk_bytes - offset), write });
     }
