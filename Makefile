@@ -28,7 +28,7 @@ serve:
 
 test:
 	@tests/install serve test s3 ceph
-	@tests/run style lints units no_std loom fuzz s3 ceph system
+	@tests/run style lints units no_std loom fuzz s3 ceph system glommio
 
 check:
 	@tests/install serve
@@ -48,7 +48,7 @@ ceph:
 
 system:
 	@tests/install serve test s3
-	@tests/run s3 system
+	@tests/run s3 system glommio
 
 bench:
 	@tests/install serve test

@@ -350,3 +350,41 @@ impl Shard<'_> {
         Some(self.volumes[index].phase != Phase::Idle)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::wire::log::FooterEntry;
+
+    fn entry(volume: u32, seq: u64, kind: EntryKind) -> LogEntry {
+        let entry = Entry {
+            volume: VolumeId(volume),
+            object: 0,
+            first: 0,
+            count: 1,
+            kind,
+            epoch: Epoch(1),
+        };
+        LogEntry { at: FooterEntry { entry, page: 2, seq }, crc: 0 }
+    }
+
+    /// Nobody attaches a forgotten volume. What recovery kept for it kept reclaim from its segments
+    /// until the next start: a log full of such had no room for a write.
+    #[test]
+    fn what_was_forgotten_is_not_kept_for_anybody() {
+        use EntryKind::{Clean, Dirty, Forget, Kept, Zeroes};
+        let found = vec![
+            entry(1, 3, Dirty),
+            entry(1, 9, Forget),
+            entry(2, 4, Dirty),
+            entry(1, 5, Forget),
+            entry(1, 8, Zeroes),
+            entry(1, 10, Clean),
+            entry(2, 11, Kept),
+        ];
+        let left = without_void(found);
+        assert_eq!(left, [entry(2, 4, Dirty), entry(1, 10, Clean)]);
+    }
+}

@@ -14,6 +14,7 @@ use heeler_replay::{CacheSize, SizeError};
 
 use self::snapshot::{CloneArgs, SnapshotCommand};
 pub(crate) use self::transfer::{ExportArgs, ImportArgs};
+use crate::runtime::Runtime;
 use crate::setting::{Setting, Switch, parse_mode};
 use crate::settings::Listen;
 use crate::size::{Memory, Size};
@@ -111,6 +112,9 @@ pub(crate) struct ServeArgs {
     /// CPUs that serve, such as 0-3,8 [default: all usable]
     #[arg(long, value_name = "LIST")]
     pub(crate) cores: Option<String>,
+    /// What owns sockets, timers and sleep on these CPUs [default: monoio]
+    #[arg(long, value_name = "RUNTIME", hide_possible_values = true)]
+    pub(crate) runtime: Option<Runtime>,
     /// By which data leaves RAM [default: reuse]
     #[arg(long, value_name = "POLICY", value_parser = policies())]
     pub(crate) policy: Option<Policy>,

@@ -10,6 +10,7 @@ mod counters;
 mod files;
 mod lines;
 mod replay;
+mod runtime;
 mod serve;
 mod server;
 mod setting;

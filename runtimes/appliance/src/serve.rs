@@ -18,12 +18,12 @@ use heeler_core::ids::VolumeId;
 use heeler_core::lending::Lending;
 use heeler_core::wire::head;
 use heeler_core::wire::names::Uuid;
+use heeler_driver::adapter::Listener;
 use heeler_driver::control::{self as driver, Control, Logged, Setup, VolumeStatus};
 use heeler_driver::start::{CacheDevice, Plan};
 use heeler_driver::wires::{ControlWires, CoreWires, wire};
 use heeler_driver::{ConnectionBudget, CoreLoop, CoreParts};
 use heeler_hw::{Arena, BlockFile, UringQueue, topology};
-use heeler_monoio::{Listener, run_core};
 use heeler_store::{ErrorKind, Store, StoreConfig, StoreError, Unusable, volumes};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -31,6 +31,7 @@ use tokio::sync::Notify;
 use crate::client::SOCKET;
 use crate::files::{DataDir, SharedFile, open_cache, random};
 use crate::lines::bytes;
+use crate::runtime::Runtime;
 use crate::server::{Facts, Server, Table, new_volume, since, too_much_memory, unix_secs};
 use crate::settings::{Listen, Settings};
 use crate::size::{Memory, Size};
@@ -66,6 +67,7 @@ impl From<String> for Failure {
 
 /// Serves until a signal ends it.
 pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
+    settings.runtime.prepare();
     let _dir = DataDir::lock(&settings.place.data)?;
     let cpus = cpus(settings.cores.as_deref())?;
     let device = open_cache(settings)?;
@@ -86,7 +88,8 @@ pub(crate) fn serve(settings: &Settings) -> Result<(), Failure> {
         wire(cpus.len(), true).map_err(|e| format!("the cores' mailboxes: {e}"))?;
     let file = device.file().clone();
     share_soon(0);
-    let (threads, logged) = start_cores(&cpus, wires, &plan, &arena, &file, &listeners)?;
+    let runtime = settings.runtime;
+    let (threads, logged) = start_cores(runtime, &cpus, wires, &plan, &arena, &file, &listeners)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .on_thread_start(|| share_soon(STORE_NICER))
@@ -267,6 +270,7 @@ async fn end_by_signal(server: Rc<Server>, mut term: Signal, mut int: Signal) {
 
 /// Starts the data cores; returns when all have recovered their shards.
 fn start_cores(
+    runtime: Runtime,
     cpus: &[u32],
     wires: Vec<CoreWires>,
     plan: &Plan,
@@ -285,7 +289,7 @@ fn start_cores(
         let core = move || {
             share_soon(0);
             let build = || build_core(wires, &plan, arena, connections, &file, &built);
-            if let Err(e) = run_core(Some(cpu), listeners, build) {
+            if let Err(e) = runtime.run_core(cpu, listeners, build) {
                 let text = format!("core on processor {cpu}: {e}");
                 // Nobody listens any more if it comes later than the start.
                 if report.send(Err(text.clone())).is_err() {
@@ -448,8 +452,8 @@ fn host() -> String {
 fn banner(settings: &Settings, facts: &Facts, memory: Size) -> String {
     let cpus: Vec<String> = facts.cpus.iter().map(u32::to_string).collect();
     format!(
-        "heeler {} serves from {}\n  cache   {}, {}, {} shards\n  memory  {}, cores {}\n  store   \
-         {}\n  listen  {}",
+        "heeler {} serves from {}\n  cache   {}, {}, {} shards\n  memory  {}, cores {} on {}\n  \
+         store   {}\n  listen  {}",
         env!("CARGO_PKG_VERSION"),
         settings.place.data.display(),
         facts.cache_path,
@@ -457,6 +461,7 @@ fn banner(settings: &Settings, facts: &Facts, memory: Size) -> String {
         facts.shards,
         memory,
         cpus.join(","),
+        settings.runtime.name(),
         facts.store_url,
         facts.listen.join(", "),
     )

@@ -12,6 +12,7 @@ use heeler_store::{S3Options, Secret, StoreConfig};
 use serde::{Deserialize, Deserializer};
 
 use crate::cli::{ServeArgs, StoreArgs};
+use crate::runtime::Runtime;
 use crate::size::{Memory, Size};
 use crate::span::PushAfter;
 
@@ -69,6 +70,7 @@ struct File {
     single_writer_unsafe: bool,
     listen: Vec<Listen>,
     cores: Option<String>,
+    runtime: Option<Runtime>,
     #[serde(deserialize_with = "policy")]
     policy: Option<Policy>,
     push_after: Option<PushAfter>,
@@ -127,6 +129,8 @@ pub(crate) struct Settings {
     pub(crate) listen: Vec<Listen>,
     /// CPUs; `None`: all usable.
     pub(crate) cores: Option<String>,
+    /// What they run on.
+    pub(crate) runtime: Runtime,
     /// By which data leaves RAM.
     pub(crate) policy: Policy,
     /// How long a push waits for its first write to grow old.
@@ -179,6 +183,7 @@ impl Common<'_> {
             memory: args.memory.or(file.memory),
             listen,
             cores: args.cores.clone().or(file.cores),
+            runtime: args.runtime.or(file.runtime).unwrap_or_default(),
             policy: args.policy.or(file.policy).unwrap_or_default(),
             push_after: args.push_after.or(file.push_after).unwrap_or_default(),
             takeover: args.takeover,

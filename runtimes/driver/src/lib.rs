@@ -5,6 +5,7 @@
 //! simulation steps the very same loops.
 #![deny(unsafe_code, missing_docs)]
 
+pub mod adapter;
 mod connection;
 pub mod control;
 pub mod core_loop;

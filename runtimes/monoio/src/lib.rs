@@ -1,91 +1,109 @@
-//! A data core on monoio (io_uring). The runtime owns the sockets, the timers and the sleep; all
-//! that is done happens in the turns of the driver's loop.
+//! A data core on monoio (io_uring).
 //!
-//! System calls are what a request costs most, and that shapes this crate. The eventfds of the
-//! block queue and of the mailboxes are waited for by reads in the ring, without asking first
-//! whether they are readable. Replies are sent at once, and only what a socket does not take is
-//! left to a task. And since monoio 0.2 enters the kernel after every step of its main future that
-//! wakes a task, the loop is a task too. One that wakes itself runs again before sockets are looked
-//! at, so the loop never does: to go on at once it writes its own eventfd.
+//! The eventfds of the block queue and of the mailboxes are waited for by reads in the ring,
+//! without asking first whether they are readable. And since monoio 0.2 enters the kernel after
+//! every step of its main future that wakes a task, the loop is a task too.
 #![deny(unsafe_code, missing_docs)]
 
-mod connection;
-mod core;
-mod notify;
-
-use std::fmt;
+use std::fs::File;
 use std::io;
-use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
-use std::rc::Rc;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::time::Duration;
 
 use heeler_driver::CoreLoop;
+use heeler_driver::adapter::{self, Listener, RunError, Runtime};
 use heeler_hw::BlockQueue;
-use heeler_hw::topology::pin_to_cpu;
+use monoio::buf::{IoBuf, IoBufMut};
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
+use monoio::net::{TcpListener, UnixListener, UnixStream};
 use monoio::{IoUringDriver, RuntimeBuilder};
 
 /// Entries of the runtime's ring.
 const RING_ENTRIES: u32 = 1024;
 
-/// Where clients come in. Every core accepts from a duplicate of its own, and the kernel shares
-/// the connections out.
+/// monoio.
 #[derive(Debug)]
-pub enum Listener {
-    /// A Unix socket.
+struct Monoio;
+
+/// monoio's listeners.
+enum Accepting {
     Unix(UnixListener),
-    /// A TCP port.
     Tcp(TcpListener),
 }
 
-impl Listener {
-    /// A duplicate, for another core.
-    ///
-    /// # Errors
-    ///
-    /// The process has too many open files.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(match self {
-            Self::Unix(listener) => Self::Unix(listener.try_clone()?),
-            Self::Tcp(listener) => Self::Tcp(listener.try_clone()?),
+/// An eventfd, and what is read from it.
+struct Signal {
+    event: monoio::fs::File,
+    counter: Vec<u8>,
+}
+
+impl Runtime for Monoio {
+    type Listener = Accepting;
+    type Receiver = OwnedReadHalf<UnixStream>;
+    type Sender = OwnedWriteHalf<UnixStream>;
+    type Signal = Signal;
+
+    fn spawn(task: impl Future<Output = ()> + 'static) {
+        drop(monoio::spawn(task));
+    }
+
+    async fn sleep(span: Duration) {
+        monoio::time::sleep(span).await;
+    }
+
+    fn listen(listener: Listener) -> io::Result<Accepting> {
+        Ok(match listener {
+            Listener::Unix(listener) => Accepting::Unix(UnixListener::from_std(listener)?),
+            Listener::Tcp(listener) => Accepting::Tcp(TcpListener::from_std(listener)?),
         })
     }
-}
 
-/// Why a core did not run, or ended before it was told to.
-#[derive(Debug)]
-pub enum RunError<E> {
-    /// The thread could not be bound to this processor.
-    Pin(u32, io::Error),
-    /// The runtime could not be set up.
-    Runtime(io::Error),
-    /// The loop could not be built.
-    Build(E),
-}
-
-impl<E: fmt::Display> fmt::Display for RunError<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Pin(cpu, error) => {
-                write!(f, "could not bind a thread to processor {cpu}: {error}")
-            }
-            Self::Runtime(error) => write!(f, "could not set up io_uring for sockets: {error}"),
-            Self::Build(error) => error.fmt(f),
-        }
+    async fn accept(listener: &Accepting) -> io::Result<OwnedFd> {
+        let fd = match listener {
+            Accepting::Unix(listener) => listener.accept().await?.0.into_raw_fd(),
+            Accepting::Tcp(listener) => listener.accept().await?.0.into_raw_fd(),
+        };
+        Ok(owned(fd))
     }
-}
 
-impl<E: std::error::Error + 'static> std::error::Error for RunError<E> {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Pin(_, error) | Self::Runtime(error) => Some(error),
-            Self::Build(error) => Some(error),
-        }
+    fn connect(socket: OwnedFd) -> io::Result<(Self::Receiver, Self::Sender)> {
+        // To a byte stream it is all the same what carries it.
+        Ok(UnixStream::from_std(StdStream::from(socket))?.into_split())
+    }
+
+    async fn receive(
+        receiver: &mut Self::Receiver,
+        buffer: Vec<u8>,
+    ) -> (io::Result<usize>, Vec<u8>) {
+        let (filled, capacity) = (buffer.len(), buffer.capacity());
+        let (result, slice) = receiver.read(buffer.slice_mut(filled..capacity)).await;
+        (result, slice.into_inner())
+    }
+
+    async fn send(
+        sender: &mut Self::Sender,
+        buffer: Vec<u8>,
+        from: usize,
+    ) -> (io::Result<()>, Vec<u8>) {
+        let (result, slice) = sender.write_all(buffer.slice(from..)).await;
+        (result.map(drop), slice.into_inner())
+    }
+
+    fn signal(event: OwnedFd) -> io::Result<Signal> {
+        let event = monoio::fs::File::from_std(File::from(event))?;
+        Ok(Signal { event, counter: vec![0; 8] })
+    }
+
+    async fn wait(signal: &mut Signal) -> io::Result<()> {
+        let (result, counter) = signal.event.read_at(std::mem::take(&mut signal.counter), 0).await;
+        signal.counter = counter;
+        result.map(drop)
     }
 }
 
 /// Runs a data core on the calling thread, bound to `cpu`, until the control thread says stop.
-/// `build` is called on that thread: shards and queues never leave the thread that made them. They
-/// live as long as the process, so their storage can be leaked.
+/// `build` is called on that thread.
 ///
 /// # Errors
 ///
@@ -98,16 +116,18 @@ pub fn run_core<Q, E>(
 where
     Q: BlockQueue + 'static,
 {
-    if let Some(cpu) = cpu {
-        pin_to_cpu(cpu).map_err(|error| RunError::Pin(cpu, error))?;
-    }
-    let driver = build().map_err(RunError::Build)?;
+    let driver = adapter::build(cpu, build)?;
     let mut runtime = RuntimeBuilder::<IoUringDriver>::new()
         .with_entries(RING_ENTRIES)
         .enable_timer()
         .build()
         .map_err(RunError::Runtime)?;
-    let core = Rc::new(core::Core::new(driver));
-    let run = async move { monoio::spawn(core::run(core, listeners)).await };
+    let run = async move { monoio::spawn(adapter::run::<Monoio, Q>(driver, listeners)).await };
     runtime.block_on(run).map_err(RunError::Runtime)
+}
+
+#[allow(unsafe_code)]
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: the stream that it was taken out of gave it up.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }

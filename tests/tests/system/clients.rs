@@ -186,7 +186,8 @@ fn fio_verifies_what_it_writes() {
     let uri = format!("--uri={}", server.uri("disk0"));
     let job = |name: &str, more: &[&str]| {
         let name = format!("--name={name}");
-        let common = [name.as_str(), "--ioengine=nbd", uri.as_str(), "--verify_fatal=1"];
+        let common =
+            [name.as_str(), "--ioengine=nbd", "--thread", uri.as_str(), "--verify_fatal=1"];
         run("fio", &[&common[..], &["--verify_state_save=0"], more].concat());
     };
     let random = ["--rw=randwrite", "--verify=crc32c", "--iodepth=32", "--randseed=7"];
@@ -208,7 +209,8 @@ fn several_fio_jobs_share_the_volume() {
     site.make_volume("disk0");
     let server = site.serve(&[]);
     let uri = format!("--uri={}", server.tcp_uri("disk0"));
-    let jobs = ["--name=four", "--ioengine=nbd", "--numjobs=4", "--offset_increment=64M"];
+    let jobs =
+        ["--name=four", "--ioengine=nbd", "--thread", "--numjobs=4", "--offset_increment=64M"];
     let load = ["--rw=randrw", "--bs=4k", "--size=64M", "--io_size=16M", "--iodepth=8"];
     let verify = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randseed=3"];
     run("fio", &[&jobs[..], &[&uri], &load, &verify].concat());

@@ -76,6 +76,7 @@ fn fio_with_fsync_survives_a_kill() {
     let common = [
         "--name=load",
         "--ioengine=nbd",
+        "--thread",
         "--bs=4k",
         "--size=32M",
         "--iodepth=16",

@@ -8,7 +8,7 @@
 //!
 //! `HEELER` names the binary (default: `target/release/heeler`), `HEELER_MOTO` the S3 server
 //! (default: `moto_server`), `HEELER_RGW` Ceph's gateway (default: none, and its test does
-//! nothing). `make test` sets them.
+//! nothing), `HEELER_RUNTIME` what the servers run on (default: theirs). `make test` sets them.
 #![cfg(not(loom))]
 
 mod admin;

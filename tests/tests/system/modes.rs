@@ -154,7 +154,8 @@ fn every_mode_serves_what_clients_wrote() {
     for mode in MODES {
         set_mode(&site, "disk0", mode);
         let uri = format!("--uri={}", server.uri("disk0"));
-        let load = ["--name=load", "--ioengine=nbd", "--rw=randwrite", "--bsrange=512-64k"];
+        let load =
+            ["--name=load", "--ioengine=nbd", "--thread", "--rw=randwrite", "--bsrange=512-64k"];
         let size = ["--bs_unaligned", "--size=8M", "--iodepth=16", "--verify=crc32c"];
         let end = ["--verify_fatal=1", "--verify_state_save=0", "--fsync=32", &uri];
         run("fio", &[&load[..], &size, &end].concat());

@@ -114,7 +114,9 @@ impl Random {
     }
 }
 
-/// Runs a command to its end; kills it when it takes too long.
+/// Runs a command to its end; kills it when it takes too long. It must not leave processes of other
+/// sessions behind, which would not be killed, and whose output would be waited for: fio is to be
+/// run with `--thread`.
 pub(crate) fn output(program: &str, args: &[&str]) -> Output {
     Command::new("timeout")
         .args(["-k", "5", &PATIENCE.as_secs().to_string(), program])
@@ -344,6 +346,9 @@ impl Site {
         let line = [by, &[binary.as_str()]].concat();
         let mut command = Command::new(line[0]);
         command.args(&line[1..]).arg("serve").arg("--data").arg(&self.data).args(&self.store);
+        if let Ok(runtime) = std::env::var("HEELER_RUNTIME") {
+            command.args(["--runtime", &runtime]);
+        }
         let cores = cpus().join(",");
         for (flag, value) in [("--memory", MEMORY), ("--cache-size", CACHE), ("--cores", &cores)] {
             if !flags.contains(&flag) {

@@ -7,13 +7,13 @@ use std::task::{Poll, Waker};
 
 /// Wakes one waiting task. A call that comes while nobody waits is kept for the next wait.
 #[derive(Default)]
-pub(crate) struct Notify {
+pub(super) struct Notify {
     called: Cell<bool>,
     waker: Cell<Option<Waker>>,
 }
 
 impl Notify {
-    pub(crate) fn notify(&self) {
+    pub(super) fn notify(&self) {
         self.called.set(true);
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -21,7 +21,7 @@ impl Notify {
     }
 
     /// Returns once `notify` was called since the last return. One task waits at a time.
-    pub(crate) async fn wait(&self) {
+    pub(super) async fn wait(&self) {
         poll_fn(|context| {
             if self.called.take() {
                 return Poll::Ready(());

@@ -1,22 +1,24 @@
-//! One core on monoio: the task that turns the loop, those that hear of completions and mail, and
-//! those that accept.
+//! One core on a runtime: the task that turns the loop, those that hear of completions and mail,
+//! and those that accept.
 
 use std::cell::{RefCell, RefMut};
-use std::fs::File;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use heeler_core::time::Instant;
-use heeler_driver::{CONNECTIONS_MAX, CoreLoop};
 use heeler_hw::BlockQueue;
-use monoio::net::{TcpListener, UnixListener};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-use crate::Listener;
-use crate::connection::{Link, serve};
-use crate::notify::Notify;
+use super::connection::{Link, serve};
+use super::listener::tune;
+use super::notify::Notify;
+use super::{Listener, Runtime};
+use crate::{CONNECTIONS_MAX, CoreLoop};
 
 /// Wait after an accept that failed: most often the process has too many open files.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
@@ -26,16 +28,16 @@ const TURNS_MAX: usize = 8;
 
 /// What the tasks of one core share.
 #[derive(Debug)]
-pub(crate) struct Core<Q> {
+pub(super) struct Core<Q> {
     driver: RefCell<CoreLoop<'static, Q>>,
-    pub(crate) links: RefCell<Vec<Option<Rc<Link>>>>,
+    pub(super) links: RefCell<Vec<Option<Rc<Link>>>>,
     /// A turn may find something to do.
-    pub(crate) work: Notify,
+    pub(super) work: Notify,
     start: std::time::Instant,
 }
 
 impl<Q: BlockQueue + 'static> Core<Q> {
-    pub(crate) fn new(driver: CoreLoop<'static, Q>) -> Self {
+    pub(super) fn new(driver: CoreLoop<'static, Q>) -> Self {
         Self {
             driver: RefCell::new(driver),
             links: RefCell::new((0..CONNECTIONS_MAX).map(|_| None).collect()),
@@ -45,7 +47,7 @@ impl<Q: BlockQueue + 'static> Core<Q> {
     }
 
     /// The loop. Not to be held across an await.
-    pub(crate) fn driver(&self) -> RefMut<'_, CoreLoop<'static, Q>> {
+    pub(super) fn driver(&self) -> RefMut<'_, CoreLoop<'static, Q>> {
         self.driver.borrow_mut()
     }
 
@@ -87,28 +89,20 @@ impl<Q: BlockQueue + 'static> Core<Q> {
 }
 
 /// Runs a core until the control thread stops it.
-pub(crate) async fn run<Q: BlockQueue + 'static>(
+pub(super) async fn run<R: Runtime, Q: BlockQueue + 'static>(
     core: Rc<Core<Q>>,
     listeners: Vec<Listener>,
 ) -> io::Result<()> {
     let event = core.driver().event().cloned();
     let event = event.ok_or_else(|| io::Error::other("a core needs an event to be woken by"))?;
     let completions = core.driver().queue().event_fd();
-    monoio::spawn(hear(core.clone(), event.as_fd().try_clone_to_owned()?)?);
+    R::spawn(hear::<R, Q>(core.clone(), signal::<R>(event.as_fd().try_clone_to_owned()?)?));
     if let Some(completions) = completions {
-        monoio::spawn(hear(core.clone(), duplicate(completions)?)?);
+        R::spawn(hear::<R, Q>(core.clone(), signal::<R>(duplicate(completions)?)?));
     }
     for listener in listeners {
-        match listener {
-            Listener::Unix(listener) => {
-                let listener = UnixListener::from_std(listener)?;
-                monoio::spawn(accept_unix(core.clone(), listener));
-            }
-            Listener::Tcp(listener) => {
-                let listener = TcpListener::from_std(listener)?;
-                monoio::spawn(accept_tcp(core.clone(), listener));
-            }
-        }
+        let is_tcp = listener.is_tcp();
+        R::spawn(accept::<R, Q>(core.clone(), R::listen(listener)?, is_tcp));
     }
     loop {
         let now = core.now();
@@ -118,7 +112,7 @@ pub(crate) async fn run<Q: BlockQueue + 'static>(
         }
         let at_once = next.is_some_and(|when| when <= now);
         if at_once || !core.driver().prepare_park() {
-            // Everybody else has a turn first, sockets too. A task that wakes itself would get
+            // Everybody else has a turn first, sockets too. A task that wakes itself could get
             // ahead of them all, so this goes through the kernel.
             event.ring();
             core.work.wait().await;
@@ -126,8 +120,7 @@ pub(crate) async fn run<Q: BlockQueue + 'static>(
         }
         match next {
             Some(when) => {
-                let span = Duration::from_nanos((when - now).0);
-                let _ = monoio::time::timeout(span, core.work.wait()).await;
+                first_of(core.work.wait(), R::sleep(Duration::from_nanos((when - now).0))).await;
             }
             None => core.work.wait().await,
         }
@@ -135,60 +128,55 @@ pub(crate) async fn run<Q: BlockQueue + 'static>(
     }
 }
 
-/// Wakes the loop whenever the eventfd is written.
-fn hear<Q: BlockQueue + 'static>(
-    core: Rc<Core<Q>>,
-    event: OwnedFd,
-) -> io::Result<impl Future<Output = ()> + 'static> {
-    // The ring waits only for a descriptor that may block; otherwise the read would fail at once.
-    // Nobody else reads it.
-    fcntl_setfl(&event, fcntl_getfl(&event)? - OFlags::NONBLOCK)?;
-    let event = monoio::fs::File::from_std(File::from(event))?;
-    Ok(async move {
-        let mut counter = vec![0; 8];
-        loop {
-            let (result, buffer) = event.read_at(counter, 0).await;
-            counter = buffer;
-            if let Err(error) = result
-                && error.kind() != io::ErrorKind::Interrupted
-            {
-                log::error!("completions and mail can no longer be waited for: {error}");
-                std::process::abort();
-            }
-            core.work.notify();
+/// Waits for one of them.
+async fn first_of(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    poll_fn(|context| {
+        if one.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
         }
+        other.as_mut().poll(context)
     })
+    .await;
 }
 
-async fn accept_unix<Q: BlockQueue + 'static>(core: Rc<Core<Q>>, listener: UnixListener) {
+/// An eventfd that is waited for. The ring waits only for a descriptor that may block; otherwise
+/// the read would fail at once. Nobody else reads it.
+fn signal<R: Runtime>(event: OwnedFd) -> io::Result<R::Signal> {
+    fcntl_setfl(&event, fcntl_getfl(&event)? - OFlags::NONBLOCK)?;
+    R::signal(event)
+}
+
+/// Wakes the loop whenever the eventfd is written.
+async fn hear<R: Runtime, Q: BlockQueue + 'static>(core: Rc<Core<Q>>, mut signal: R::Signal) {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => drop(monoio::spawn(serve(core.clone(), stream))),
-            Err(error) => {
-                log::warn!("could not accept a connection: {error}");
-                monoio::time::sleep(ACCEPT_AGAIN).await;
-            }
+        if let Err(error) = R::wait(&mut signal).await
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            log::error!("completions and mail can no longer be waited for: {error}");
+            std::process::abort();
         }
+        core.work.notify();
     }
 }
 
-async fn accept_tcp<Q: BlockQueue + 'static>(core: Rc<Core<Q>>, listener: TcpListener) {
+/// Serves whoever comes.
+async fn accept<R: Runtime, Q: BlockQueue + 'static>(
+    core: Rc<Core<Q>>,
+    listener: R::Listener,
+    is_tcp: bool,
+) {
     loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                // Small replies go out at once; a client that vanished is noticed in the end.
-                let tuned = stream.set_nodelay(true).and_then(|()| {
-                    let seconds = Some(Duration::from_secs(60));
-                    stream.set_tcp_keepalive(seconds, Some(Duration::from_secs(10)), Some(6))
-                });
-                if let Err(error) = tuned {
-                    log::debug!("{peer}: {error}");
+        match R::accept(&listener).await {
+            Ok(socket) => {
+                if is_tcp && let Err(error) = tune(&socket) {
+                    log::debug!("a connection could not be tuned: {error}");
                 }
-                drop(monoio::spawn(serve(core.clone(), stream)));
+                R::spawn(serve::<R, Q>(core.clone(), socket));
             }
             Err(error) => {
                 log::warn!("could not accept a connection: {error}");
-                monoio::time::sleep(ACCEPT_AGAIN).await;
+                R::sleep(ACCEPT_AGAIN).await;
             }
         }
     }
@@ -196,7 +184,7 @@ async fn accept_tcp<Q: BlockQueue + 'static>(core: Rc<Core<Q>>, listener: TcpLis
 
 /// A second descriptor of an open file.
 #[allow(unsafe_code)]
-pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: both callers hold the owner of the descriptor while this runs.
+fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the caller holds the owner of the descriptor, the block queue, while this runs.
     unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
 }

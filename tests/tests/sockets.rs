@@ -1,4 +1,6 @@
-//! Two cores on real sockets and a real file, with a script in the place of the control thread.
+//! Two cores of every runtime on real sockets and a real file, with a script in the place of the
+//! control thread.
+#![cfg(not(loom))]
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,12 +14,12 @@ use std::time::{Duration, Instant};
 use heeler_core::event::ToShard;
 use heeler_core::ids::{CoreId, Epoch, ShardId, VolumeId};
 use heeler_core::wire::superblock::Superblock;
+use heeler_driver::adapter::{Listener, RunError};
 use heeler_driver::mail::{ExportInfo, FromControl, ToControl};
 use heeler_driver::start::{CacheDevice, CacheError, Plan};
 use heeler_driver::wires::{ControlWires, CoreWires, wire};
 use heeler_driver::{CoreLoop, CoreParts};
 use heeler_hw::{Arena, BackingFile, UringQueue};
-use heeler_monoio::{Listener, run_core};
 
 const SHARDS: u16 = 4;
 const CORES: u16 = 2;
@@ -166,9 +168,38 @@ fn exercise(stream: &mut dyn Stream, at: u64, seed: u8) {
     assert!(reply(stream, 4096) == pattern[..4096]);
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Runtime {
+    Glommio,
+    Monoio,
+}
+
+impl Runtime {
+    fn run(
+        self,
+        listeners: Vec<Listener>,
+        build: impl FnOnce() -> Result<CoreLoop<'static, UringQueue>, CacheError>,
+    ) -> Result<(), RunError<CacheError>> {
+        match self {
+            Self::Glommio => heeler_glommio::run_core(None, listeners, build),
+            Self::Monoio => heeler_monoio::run_core(None, listeners, build),
+        }
+    }
+}
+
 #[test]
-fn clients_on_unix_and_tcp_sockets_are_served_by_two_cores() {
-    let scratch = Scratch(std::env::temp_dir().join(format!("heeler-mono-{}", std::process::id())));
+fn glommio_serves_clients_on_unix_and_tcp_sockets_with_two_cores() {
+    clients_are_served(Runtime::Glommio);
+}
+
+#[test]
+fn monoio_serves_clients_on_unix_and_tcp_sockets_with_two_cores() {
+    clients_are_served(Runtime::Monoio);
+}
+
+fn clients_are_served(runtime: Runtime) {
+    let name = format!("heeler-{runtime:?}-{}", std::process::id());
+    let scratch = Scratch(std::env::temp_dir().join(name));
     std::fs::create_dir_all(&scratch.0).unwrap();
     let bytes = Superblock::bytes_min(SHARDS) + (128 << 20);
     let file = BackingFile::create(&scratch.0.join("cache"), bytes, &mut |_, _| ()).unwrap();
@@ -190,7 +221,8 @@ fn clients_on_unix_and_tcp_sockets_are_served_by_two_cores() {
             let (device, plan, arena) = (&device, &plan, &arena);
             scope.spawn(move || {
                 let core: CoreId = wires.core;
-                run_core(None, listeners, || build(wires, device.file(), plan, arena))
+                runtime
+                    .run(listeners, || build(wires, device.file(), plan, arena))
                     .unwrap_or_else(|error| panic!("{core:?}: {error}"));
             });
         }

@@ -2,27 +2,23 @@
 //! once. All they know is buffers.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use heeler_driver::{ConnId, CoreLoop};
 use heeler_hw::BlockQueue;
-use monoio::buf::{IoBuf, IoBufMut};
-use monoio::io::{
-    AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Split,
-    Splitable,
-};
 use rustix::net::{SendFlags, Shutdown};
 
-use crate::core::{Core, duplicate};
-use crate::notify::Notify;
+use super::Runtime;
+use super::core::Core;
+use super::notify::Notify;
+use crate::{ConnId, CoreLoop};
 
 /// What the tasks of one connection share.
 #[derive(Debug)]
-pub(crate) struct Link {
-    pub(crate) id: ConnId,
-    pub(crate) reader: Notify,
-    pub(crate) writer: Notify,
+pub(super) struct Link {
+    pub(super) id: ConnId,
+    pub(super) reader: Notify,
+    pub(super) writer: Notify,
     closed: Cell<bool>,
     /// A transmit buffer that the socket did not take at once, for the task that sends, and how
     /// much of it was sent.
@@ -34,7 +30,7 @@ pub(crate) struct Link {
 impl Link {
     /// Sends what there is, as far as the socket takes it at once. True if all of it went out, and
     /// there is room for more.
-    pub(crate) fn send_at_once<Q: BlockQueue>(&self, driver: &mut CoreLoop<'static, Q>) -> bool {
+    pub(super) fn send_at_once<Q: BlockQueue>(&self, driver: &mut CoreLoop<'static, Q>) -> bool {
         // There is none while the task sends: the other buffer is not handed back before.
         let Some(buffer) = driver.take_tx(self.id) else { return false };
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -51,15 +47,13 @@ impl Link {
 }
 
 /// Serves a connection that was accepted, until it is closed.
-pub(crate) async fn serve<Q, S>(core: Rc<Core<Q>>, stream: S)
-where
-    Q: BlockQueue + 'static,
-    S: AsyncReadRent + AsyncWriteRent + Split + AsRawFd + 'static,
-{
-    let socket = match duplicate(stream.as_raw_fd()) {
-        Ok(socket) => socket,
-        Err(error) => return log::warn!("a connection was dropped: {error}"),
-    };
+pub(super) async fn serve<R: Runtime, Q: BlockQueue + 'static>(core: Rc<Core<Q>>, stream: OwnedFd) {
+    let socket = stream.try_clone();
+    let (socket, (receiver, sender)) =
+        match socket.and_then(|socket| Ok((socket, R::connect(stream)?))) {
+            Ok(both) => both,
+            Err(error) => return log::warn!("a connection was dropped: {error}"),
+        };
     let id = match core.driver().open() {
         Ok(id) => id,
         Err(error) => return log::warn!("a connection was refused: {error}"),
@@ -73,26 +67,24 @@ where
         socket,
     });
     core.links.borrow_mut()[id.index()] = Some(link.clone());
-    let (reader, writer) = stream.into_split();
-    monoio::spawn(receive(core.clone(), link.clone(), reader));
-    send(core, link, writer).await;
+    R::spawn(receive::<R, Q>(core.clone(), link.clone(), receiver));
+    send::<R, Q>(core, link, sender).await;
 }
 
 /// Fills the receive buffer whenever the loop wants bytes.
-async fn receive<Q, S>(core: Rc<Core<Q>>, link: Rc<Link>, mut stream: OwnedReadHalf<S>)
-where
-    Q: BlockQueue + 'static,
-    S: AsyncReadRent,
-{
+async fn receive<R: Runtime, Q: BlockQueue + 'static>(
+    core: Rc<Core<Q>>,
+    link: Rc<Link>,
+    mut receiver: R::Receiver,
+) {
     while !link.closed.get() {
         let wanted = core.driver().take_rx(link.id);
         let Some(buffer) = wanted else {
             link.reader.wait().await;
             continue;
         };
-        let (filled, capacity) = (buffer.len(), buffer.capacity());
-        let (result, slice) = stream.read(buffer.slice_mut(filled..capacity)).await;
-        core.driver().give_rx(link.id, slice.into_inner());
+        let (result, buffer) = R::receive(&mut receiver, buffer).await;
+        core.driver().give_rx(link.id, buffer);
         core.work.notify();
         if !matches!(result, Ok(1..)) {
             return;
@@ -101,21 +93,21 @@ where
 }
 
 /// Sends the transmit buffer whenever there is something in it, and closes at the end.
-async fn send<Q, S>(core: Rc<Core<Q>>, link: Rc<Link>, mut stream: OwnedWriteHalf<S>)
-where
-    Q: BlockQueue + 'static,
-    S: AsyncWriteRent,
-{
+async fn send<R: Runtime, Q: BlockQueue + 'static>(
+    core: Rc<Core<Q>>,
+    link: Rc<Link>,
+    mut sender: R::Sender,
+) {
     loop {
         let rest = link.rest.take();
         let next = rest.or_else(|| core.driver().take_tx(link.id).map(|buffer| (buffer, 0)));
         match next {
             Some((buffer, sent)) => {
-                let (result, slice) = stream.write_all(buffer.slice(sent..)).await;
+                let (result, buffer) = R::send(&mut sender, buffer, sent).await;
                 if result.is_err() {
                     break;
                 }
-                core.driver().give_tx(link.id, slice.into_inner());
+                core.driver().give_tx(link.id, buffer);
                 core.work.notify();
             }
             None if core.driver().wants_close(link.id) => break,
