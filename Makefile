@@ -6,8 +6,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 ARGS ?=
 # As in `make bench-core BENCH="--rounds 1 --workloads resident"`.
 BENCH ?=
+# As in `make bench-traffic TRACES="monday.btr.zst tuesday.btr.zst"`.
+TRACES ?=
 
-.PHONY: help serve test check loom fuzz ceph system bench bench-push bench-core clean
+.PHONY: help serve test check loom fuzz ceph system bench bench-push bench-core bench-traffic clean
 
 help:
 	@echo 'make serve   build the appliance and serve a disk (ARGS="..." are passed on)'
@@ -19,6 +21,7 @@ help:
 	@echo 'make system  the appliance with real clients (TESTS="..." names some)'
 	@echo 'make bench   the appliance beside its peers'
 	@echo 'make bench-push  reads while a push runs at full rate'
+	@echo 'make bench-traffic TRACES="..."  what recorded traces (.btr.zst) cost in requests to the store'
 	@echo 'make bench-core  the cost of one access beside other caches (BENCH="..." are passed on)'
 
 serve:
@@ -59,6 +62,10 @@ bench-push:
 	@tests/install serve test
 	cargo build --release -p heeler
 	tests/benches/push --out tests/benches/RESULTS-push.md
+
+bench-traffic:
+	@tests/install serve
+	HEELER_TRAFFIC="$(TRACES)" cargo test -p heeler-tests --test traffic -- --ignored --nocapture
 
 bench-core:
 	@tests/install serve

@@ -10,7 +10,6 @@ mod report;
 mod store;
 mod trace;
 
-use std::fmt::Write;
 use std::path::Path;
 
 use heeler_core::time::Duration;
@@ -145,19 +144,14 @@ fn the_store_never_holds_much_more_than_what_is_live() {
 #[ignore = "needs recordings: make bench-traffic"]
 fn recorded_traces() {
     let paths = std::env::var("HEELER_TRAFFIC").expect("HEELER_TRAFFIC names recordings");
-    let mut table = format!("{HEADING}\n");
+    println!("{HEADING}");
     for path in paths.split_whitespace() {
         let requests = trace::read(Path::new(path));
         let file = Path::new(path).file_name().expect("a file").to_string_lossy();
         let name = file.split('.').next().expect("a name").to_owned();
         for image in [Image::Objects, Image::Blocks] {
             let cost = Cost::of(&requests, CACHE, image.store(&requests));
-            let line = format!("| {name}, {} | {cost}", image.name());
-            println!("{line}");
-            writeln!(table, "{line}").expect("memory");
+            println!("| {name}, {} | {cost}", image.name());
         }
-    }
-    if let Ok(out) = std::env::var("HEELER_TRAFFIC_OUT") {
-        std::fs::write(out, table).expect("the table is written");
     }
 }
