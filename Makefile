@@ -21,7 +21,7 @@ help:
 	@echo 'make system  the appliance with real clients (TESTS="..." names some)'
 	@echo 'make bench   the appliance beside its peers'
 	@echo 'make bench-push  reads while a push runs at full rate'
-	@echo 'make bench-traffic TRACES="..."  what recorded traces (.btr.zst) cost in requests to the store'
+	@echo 'make bench-traffic  what recordings cost in requests to the store (TRACES="...")'
 	@echo 'make bench-core  the cost of one access beside other caches (BENCH="..." are passed on)'
 
 serve:
