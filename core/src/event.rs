@@ -45,6 +45,8 @@ pub enum Advice {
     BypassClean,
     /// It is to be saved from a volume that is gone: dirty blocks are read all the same.
     Salvage,
+    /// It is a discard of what lies beyond the end that the volume is about to have.
+    Cut,
 }
 
 /// Which of a volume's data stays in RAM when a request says nothing else.
@@ -209,6 +211,15 @@ pub enum ToShard {
         buffering: Buffering,
         /// All of it stays on NVMe.
         pinned: bool,
+    },
+    /// The volume's size, after `Attach`.
+    Size {
+        /// The volume.
+        volume: VolumeId,
+        /// Size in blocks.
+        blocks: u64,
+        /// Clients may use so many of them: less, when the others are about to be cut off.
+        limit: u64,
     },
     /// Close the open epoch: writes belong to `next` from now on, and their acknowledgements wait
     /// for `Released`. Answered by `Frozen` when all writes of the closed epoch are durable.

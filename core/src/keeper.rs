@@ -438,6 +438,11 @@ pub enum Output {
         /// Why.
         why: EditError,
     },
+    /// The volume has so many blocks from now on; the shards have been told.
+    Resized {
+        /// Size in blocks.
+        blocks: u64,
+    },
     /// Another owner has the volume: nothing is put any more; the shards have been told. The
     /// keeper is finished, but goes on answering fetches (they fail).
     Fenced {

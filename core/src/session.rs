@@ -332,6 +332,13 @@ impl Session {
         self.open.is_chosen().then_some(self.open.volume)
     }
 
+    /// The export that is served has changed: requests that come from now on are judged by this.
+    pub fn handle_export(&mut self, export: &Export) {
+        assert_eq!(self.volume(), Some(export.volume), "the export that is served");
+        self.open.bytes = export.bytes;
+        self.open.read_only = export.read_only;
+    }
+
     /// Replies that belonged to no request in flight and were dropped.
     #[must_use]
     pub fn strays(&self) -> u64 {
@@ -419,7 +426,7 @@ impl Session {
         };
         op.outstanding -= 1;
         if reply.status != Status::Ok {
-            op.fail(errno_of(reply.status));
+            op.fail(errno_of(reply.status, op.kind));
         }
         let op = *op;
         self.in_flight -= 1;
@@ -632,8 +639,7 @@ impl Session {
         let inside =
             op.offset.checked_add(u64::from(op.len)).is_some_and(|end| end <= self.open.bytes);
         if !inside {
-            let grows = matches!(op.kind, Kind::Write | Kind::Zero { .. });
-            return Err(if grows { errno::ENOSPC } else { errno::EINVAL });
+            return Err(if op.kind.grows() { errno::ENOSPC } else { errno::EINVAL });
         }
         let carries = matches!(op.kind, Kind::Read | Kind::Write);
         if carries && op.len > NBD_REQUEST_BYTES_MAX {
@@ -855,8 +861,10 @@ impl Session {
     }
 }
 
-fn errno_of(status: Status) -> u32 {
+fn errno_of(status: Status, kind: Kind) -> u32 {
     match status {
+        // It was inside the volume when it was taken.
+        Status::Invalid if kind.grows() => errno::ENOSPC,
         Status::Ok => 0,
         Status::Io => errno::EIO,
         Status::Full => errno::ENOSPC,

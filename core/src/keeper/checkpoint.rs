@@ -104,8 +104,19 @@ impl Checkpoint {
         page: u32,
         base: &MapPage,
     ) {
-        assert!(self.loading.remove(&page), "the checkpoint waited for the page");
-        self.stage(io, head, map, page, base);
+        // It may have been cut off since.
+        if self.loading.remove(&page) {
+            self.stage(io, head, map, page, base);
+        }
+    }
+
+    /// The volume has lost the pages from this one on. Returns those that were written for nothing,
+    /// and the epoch in their names.
+    pub(super) fn cut(&mut self, pages: u32) -> Vec<(u32, Epoch)> {
+        self.todo.split_off(&pages);
+        self.loading.split_off(&pages);
+        let staged = self.staged.split_off(&pages).into_iter();
+        staged.filter(|(_, staged)| !staged.empty).map(|(page, _)| (page, self.epoch)).collect()
     }
 
     pub(super) fn handle_put(&mut self) {

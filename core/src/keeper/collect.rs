@@ -111,6 +111,20 @@ impl Collect {
         io.store.cancel(Task::collects);
     }
 
+    /// What is in use has changed in a way that nobody has counted: everything is counted anew, and
+    /// soon.
+    pub(super) fn recount(&mut self, io: &mut Io<'_>) {
+        self.abandon(io);
+        self.usage.forget_packs();
+        self.known = false;
+        (self.stalled, self.due) = (false, true);
+        self.pushed_bytes = self.pushed_bytes.max(io.config.collect_after);
+        // What it had copied is lost.
+        if self.flatten.is_some() {
+            self.flatten = Some(0);
+        }
+    }
+
     /// A push is committed.
     pub(super) fn handle_push(&mut self, packs: &[TailPack], bytes: &[u64]) {
         self.stalled = false;
@@ -131,15 +145,13 @@ impl Collect {
             State::Scanning(scan) => scan.has_counted(folded.page),
             _ => self.known,
         };
-        let (counted, others): (Vec<&Folded>, Vec<&Folded>) = pages.iter().partition(counted);
+        let (counted, missed): (Vec<&Folded>, Vec<&Folded>) = pages.iter().partition(counted);
+        // A scan will not see them any more, but a snapshot that was made meanwhile may need them.
+        for (pack, _) in missed.iter().flat_map(|folded| &folded.before) {
+            self.usage.note_snapshot((pack.epoch, pack.n), Epoch(epoch.0 - 1));
+        }
         counted.iter().for_each(|folded| self.usage.count(&folded.after));
         counted.iter().for_each(|folded| self.usage.discount(&folded.before, epoch));
-        if matches!(self.state, State::Scanning(_)) {
-            // A snapshot of the head before this one may need them, and the scan will not see it.
-            let before = others.iter().flat_map(|folded| &folded.before);
-            let last = Epoch(epoch.0 - 1);
-            before.for_each(|(pack, _)| self.usage.note_snapshot((pack.epoch, pack.n), last));
-        }
         for pack in tail.iter().filter(|pack| pack.source == 0) {
             self.usage.leave_tail((pack.epoch, pack.n), epoch);
         }

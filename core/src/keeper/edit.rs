@@ -3,7 +3,7 @@
 use alloc::string::String;
 use core::fmt;
 
-use crate::wire::head::{Head, SNAPSHOTS_MAX, Settings, Snapshot};
+use crate::wire::head::{Head, SNAPSHOTS_MAX, Settings, Snapshot, VOLUME_BLOCKS_MAX};
 use crate::wire::names::valid_name;
 
 /// A change of a volume.
@@ -13,6 +13,9 @@ pub enum Edit {
     Settings(Settings),
     /// Its name. The object that makes the name known is not the keeper's business.
     Name(String),
+    /// Its size in blocks. When it loses some, they have been discarded before: the image has
+    /// nothing there.
+    Blocks(u64),
     /// A snapshot of this name: the image as of a cut that is made now.
     Snapshot(String),
     /// Whether a snapshot is being deleted: then nobody may clone it any more.
@@ -44,6 +47,8 @@ pub enum EditError {
     Name,
     /// A part of the image lies in another volume.
     NotFlat,
+    /// No volume can have so many blocks.
+    Size(u64),
     /// What is wrong with the settings.
     Settings(&'static str),
 }
@@ -57,6 +62,10 @@ impl fmt::Display for EditError {
             Self::TooManySnapshots => write!(f, "a volume has at most {SNAPSHOTS_MAX} snapshots"),
             Self::Name => f.write_str("a name has 1 to 63 letters, digits, '.', '_' or '-'"),
             Self::NotFlat => f.write_str("it needs its parent: flatten it first"),
+            Self::Size(blocks) => write!(
+                f,
+                "a volume has 1 to {VOLUME_BLOCKS_MAX} blocks of 4096 bytes, not {blocks}"
+            ),
             Self::Settings(why) => f.write_str(why),
         }
     }
@@ -73,6 +82,10 @@ impl Edit {
             Self::Settings(settings) => settings.check().map_err(EditError::Settings),
             Self::Name(name) if !valid_name(name) => Err(EditError::Name),
             Self::Name(_) => Ok(()),
+            Self::Blocks(blocks) if !(1..=VOLUME_BLOCKS_MAX).contains(blocks) => {
+                Err(EditError::Size(*blocks))
+            }
+            Self::Blocks(_) => Ok(()),
             Self::Snapshot(name) if !valid_name(name) => Err(EditError::Name),
             Self::Snapshot(name) if exists(name) => Err(EditError::SnapshotExists),
             Self::Snapshot(_) if head.snapshots.len() == SNAPSHOTS_MAX => {
@@ -94,6 +107,14 @@ impl Edit {
         match self {
             Self::Settings(settings) => head.settings.clone_from(settings),
             Self::Name(name) => head.name.clone_from(name),
+            Self::Blocks(blocks) => {
+                head.blocks = *blocks;
+                let pages = head.page_count();
+                head.pages.retain(|page, _| *page < pages);
+                // A snapshot of the same commit is this very head.
+                let (number, same) = (head.number, head.snapshots.iter_mut());
+                same.filter(|s| s.number == number).for_each(|s| s.blocks = *blocks);
+            }
             Self::Snapshot(name) => head.snapshots.push(Snapshot {
                 name: name.clone(),
                 number: head.number,

@@ -503,6 +503,9 @@ impl Held {
         let Next { head, pushes, folds } = self.next.take().expect("a commit is under way");
         let before = core::mem::replace(&mut self.head, head);
         self.supersede_heads(&before);
+        if self.head.blocks != before.blocks {
+            self.resized(io, &before);
+        }
         if folds {
             let checkpoint = self.checkpoint.take().expect("it was in the head");
             self.folded = false;
@@ -519,6 +522,9 @@ impl Held {
                 assert!(cycle.changes.sort(), "a push has each block once");
                 self.map.absorb(&cycle.changes);
             }
+            if self.head.blocks < before.blocks {
+                self.map.cut(self.head.page_count());
+            }
             self.tail_bytes += cycle.data_bytes();
             self.collect.handle_push(&cycle.packs, &cycle.pack_bytes);
             self.finish_cycle(io);
@@ -531,6 +537,25 @@ impl Held {
         if long || large {
             self.start_checkpoint();
         }
+    }
+
+    /// The newest head has another size than the one before. Pages that were cut off are empty:
+    /// what was in them had been discarded. What their packs were needed for is counted anew.
+    fn resized(&mut self, io: &mut Io<'_>, before: &Head) {
+        let blocks = self.head.blocks;
+        broadcast(io, ToShard::Size { volume: io.volume, blocks, limit: blocks });
+        io.out.push_back(Output::Resized { blocks });
+        if blocks > before.blocks {
+            return;
+        }
+        let pages = self.head.page_count();
+        let gone: Vec<u32> = before.pages.range(pages..).map(|(page, _)| *page).collect();
+        gone.into_iter().for_each(|page| self.supersede_page(before, page));
+        let staged = self.checkpoint.as_mut().map(|checkpoint| checkpoint.cut(pages));
+        let keys = staged.into_iter().flatten();
+        self.superseded
+            .extend(keys.map(|(page, epoch)| names::map_key(before.volume, page, epoch)));
+        self.collect.recount(io);
     }
 
     /// The head before this one, and those of snapshots that were dropped, are of no more use.

@@ -118,6 +118,15 @@ impl Map {
         self.frozen = BTreeMap::new();
     }
 
+    /// The volume has lost the pages from this one on: nothing was in them.
+    pub(super) fn cut(&mut self, pages: u32) {
+        self.live.split_off(&pages);
+        self.frozen.split_off(&pages);
+        for (_, used) in self.pages.split_off(&pages).into_values() {
+            self.by_use.remove(&used);
+        }
+    }
+
     /// Bytes of the pages that a checkpoint would write now, as far as they can be guessed.
     pub(super) fn checkpoint_bytes(&self) -> u64 {
         let of_page = |(page, over): (&u32, &MapPage)| {

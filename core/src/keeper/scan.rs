@@ -194,9 +194,8 @@ impl Scan {
             let newest = head.pages.get(&page);
             let current = newest.is_some_and(|at| at.source == 0 && at.epoch == epoch);
             let old = epoch <= self.newest && folding != Some(epoch);
-            // A snapshot that was made meanwhile may need what has been superseded since.
-            let noted = usage.has_page(page, epoch);
-            old && !current && !noted && !self.needed.contains(&(page, epoch))
+            let needed = self.needed.contains(&(page, epoch)) || usage.has_page(page, epoch);
+            old && !current && !needed
         };
         let pages = self.map_objects.iter().filter(page_gone);
         gone.extend(pages.map(|&(page, epoch)| ObjectName::Map { page, epoch }));

@@ -3,6 +3,7 @@
 //! and compared with the cut that its head names.
 
 mod handover;
+mod resize;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::{String, ToString};
@@ -142,6 +143,8 @@ struct Server {
     released: bool,
     done: Vec<(u64, bool)>,
     refusals: Vec<(u64, EditError)>,
+    /// Size in blocks, since it was changed.
+    resized: Option<u64>,
     fetches: BTreeMap<u32, (u32, u16, u16, BlockSet)>,
     next_fetch: u32,
     fetched: u32,
@@ -217,6 +220,7 @@ impl World {
             released: false,
             done: Vec::new(),
             refusals: Vec::new(),
+            resized: None,
             fetches: BTreeMap::new(),
             next_fetch: 0,
             fetched: 0,
@@ -237,6 +241,7 @@ impl World {
         server.fetches.clear();
         server.frozen = 0;
         server.attached = None;
+        server.resized = None;
         server.refused = None;
         (server.over, server.fenced, server.released) = (false, false, false);
         let mut log_epoch = Epoch::ZERO;
@@ -346,6 +351,7 @@ impl World {
             }
             Output::PushDone { ticket, committed } => server.done.push((ticket, committed)),
             Output::EditRefused { ticket, why } => server.refusals.push((ticket, why)),
+            Output::Resized { blocks } => server.resized = Some(blocks),
             Output::Fenced { .. } => (server.over, server.fenced) = (true, true),
             Output::Released => (server.over, server.released) = (true, true),
             other => panic!("not for here: {other:?}"),
@@ -466,6 +472,10 @@ impl World {
             ToShard::Fenced { .. } => {
                 shard.fenced = true;
                 shard.to_push = None;
+            }
+            ToShard::Size { blocks, .. } => {
+                let mut dirty = shard.open.iter().chain(&shard.closed);
+                assert!(dirty.all(|(at, block)| (*at as u64) < blocks || *block == 0));
             }
             ToShard::Detach { .. } | ToShard::Forget { .. } => panic!("the driver says so"),
         }
@@ -774,7 +784,8 @@ fn newest_head(objects: &BTreeMap<String, Object>) -> Head {
 fn read_head(objects: &BTreeMap<String, Object>, number: u32) -> (Head, Vec<Block>) {
     let bytes = &objects[&names::head_key(VOLUME, number)].meta;
     let head = Head::decode(bytes, VOLUME, number, crc32c).unwrap();
-    let mut image = vec![0; head.blocks as usize];
+    // Behind the end of a volume that was larger once there is nothing.
+    let mut image = vec![0; BLOCKS];
     let mut headers = BTreeMap::new();
     let volumes = head.volumes();
     for (&page, &at) in &head.pages {
@@ -818,6 +829,8 @@ fn read_head(objects: &BTreeMap<String, Object>, number: u32) -> (Head, Vec<Bloc
         }
         assert!(data.next().is_none());
     }
+    let end = head.blocks as usize;
+    assert!(image[end.min(BLOCKS)..].iter().all(|block| *block == 0), "nothing behind the end");
     (head, image)
 }
 

@@ -48,6 +48,11 @@ pub struct StoreBytes {
 }
 
 impl Usage {
+    /// All packs are counted anew.
+    pub(super) fn forget_packs(&mut self) {
+        self.packs.clear();
+    }
+
     /// A pack that is in the store.
     pub(super) fn add(&mut self, epoch: Epoch, n: u32, bytes: u64) {
         self.packs.entry((epoch, n)).or_default().bytes = bytes;
@@ -101,7 +106,7 @@ impl Usage {
         self.pages.insert((epoch, page), dead);
     }
 
-    /// Whether that was said of a version.
+    /// Whether snapshots may need this version of a map page.
     pub(super) fn has_page(&self, page: u32, epoch: Epoch) -> bool {
         self.pages.contains_key(&(epoch, page))
     }

@@ -102,6 +102,12 @@ impl Kind {
     pub(super) fn changes(self) -> bool {
         matches!(self, Self::Write | Self::Zero { .. } | Self::Discard)
     }
+
+    /// Behind the end of the volume there is no space for it, rather than nothing.
+    #[inline]
+    pub(super) fn grows(self) -> bool {
+        matches!(self, Self::Write | Self::Zero { .. })
+    }
 }
 
 /// One request of the client, from its header to its last reply.

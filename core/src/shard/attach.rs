@@ -92,6 +92,16 @@ impl Shard<'_> {
         self.volumes[index] = Volume { tasks: before.tasks, traffic, ..again };
     }
 
+    /// The volume has so many blocks now, and clients may use some of them. When it loses blocks,
+    /// they have been discarded, and that is committed.
+    pub(super) fn set_size(&mut self, id: VolumeId, blocks: u64, limit: u64) {
+        assert!(limit <= blocks, "a limit is inside the volume");
+        if let Some(index) = self.volume_index(id) {
+            let state = &mut self.volumes[index];
+            (state.blocks, state.limit) = (blocks, limit);
+        }
+    }
+
     /// The entries of a volume that count, out of those that wait.
     fn take_recovered(&mut self, id: VolumeId) -> Vec<LogEntry> {
         let (mut ours, others): (Vec<_>, Vec<_>) = core::mem::take(&mut self.recovered)
@@ -106,13 +116,16 @@ impl Shard<'_> {
 
     /// Takes in one entry, after all that are newer.
     fn take_in(&mut self, volume: usize, entry: &LogEntry) {
-        let at = entry.at.entry;
-        let dirty = at.epoch > self.volumes[volume].committed;
-        let end = u32::from(at.first) + u32::from(at.count);
-        if end > self.volumes[volume].blocks_of(at.object) {
-            log::warn!("the log names blocks beyond the end of {:?}: left out", at.volume);
+        // The volume may have been larger. What is behind its end is nothing; what is not counts:
+        // without it an older version would.
+        let room = self.volumes[volume].blocks_of(entry.at.entry.object) as u16;
+        let Some(room) = room.checked_sub(entry.at.entry.first).filter(|room| *room > 0) else {
             return;
-        }
+        };
+        let mut clipped = *entry;
+        clipped.at.entry.count = entry.at.entry.count.min(room);
+        let (entry, at) = (&clipped, clipped.at.entry);
+        let dirty = at.epoch > self.volumes[volume].committed;
         let found = self.onodes.lookup(at.volume, at.object);
         let onode = match found {
             Some(onode) => {

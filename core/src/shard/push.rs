@@ -34,6 +34,7 @@ impl Shard<'_> {
             ToShard::Settings { volume, mode, buffering, pinned: _ } => {
                 self.set_settings(volume, mode, buffering);
             }
+            ToShard::Size { volume, blocks, limit } => self.set_size(volume, blocks, limit),
             ToShard::Freeze { volume, next } => self.close_epoch(volume, next),
             ToShard::Released { volume } => {
                 if let Some(index) = self.volume_index(volume) {

@@ -106,7 +106,7 @@ impl Shard<'_> {
         match task.request().advice {
             Advice::WillNeed | Advice::None if !mode.keeps_reads() => false,
             Advice::WillNeed => true,
-            Advice::DontNeed | Advice::Salvage => false,
+            Advice::DontNeed | Advice::Salvage | Advice::Cut => false,
             Advice::None => self.volumes[task.volume].buffering.reads,
             // What a scrub of the cache fetches again belongs there.
             Advice::BypassClean => task.request().kind == RequestKind::Cache,

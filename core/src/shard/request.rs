@@ -55,7 +55,8 @@ impl Shard<'_> {
     }
 
     fn is_valid(&self, volume: usize, request: &Request, blocks: usize) -> bool {
-        let bytes = u64::from(self.volumes[volume].blocks_of(request.object)) * BLOCK_BYTES as u64;
+        let blocks_max = self.volumes[volume].blocks_for(request.object, request.advice);
+        let bytes = u64::from(blocks_max) * BLOCK_BYTES as u64;
         let end = u64::from(request.offset) + u64::from(request.len);
         if request.len == 0 || end > bytes {
             return false;

@@ -8,6 +8,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 mod handover;
+mod resize;
 
 use super::read::Source;
 use super::*;

@@ -2,7 +2,7 @@
 
 use super::task::Fifo;
 use crate::counters::{Scrubbed, Traffic};
-use crate::event::{Buffering, Mode};
+use crate::event::{Advice, Buffering, Mode};
 use crate::ids::{Epoch, VolumeId};
 use crate::onode::NIL;
 
@@ -35,6 +35,8 @@ pub(crate) struct Volume {
     pub(crate) id: VolumeId,
     pub(crate) object_blocks: u32,
     pub(crate) blocks: u64,
+    /// Clients may use so many of the blocks.
+    pub(crate) limit: u64,
     pub(crate) open: Epoch,
     pub(crate) committed: Epoch,
     pub(crate) phase: Phase,
@@ -104,6 +106,7 @@ impl Volume {
             id,
             object_blocks: 1 << (object_shift as u32 - crate::ids::BLOCK_SHIFT),
             blocks,
+            limit: blocks,
             open,
             committed,
             phase: Phase::Idle,
@@ -148,7 +151,16 @@ impl Volume {
 
     /// Blocks of an object: the last one of a volume may be short.
     pub(crate) fn blocks_of(&self, object: u32) -> u32 {
+        self.blocks_within(object, self.blocks)
+    }
+
+    /// Blocks of an object that a request may name.
+    pub(crate) fn blocks_for(&self, object: u32, advice: Advice) -> u32 {
+        self.blocks_within(object, if advice == Advice::Cut { self.blocks } else { self.limit })
+    }
+
+    fn blocks_within(&self, object: u32, end: u64) -> u32 {
         let start = u64::from(object) * u64::from(self.object_blocks);
-        self.blocks.saturating_sub(start).min(u64::from(self.object_blocks)) as u32
+        end.saturating_sub(start).min(u64::from(self.object_blocks)) as u32
     }
 }

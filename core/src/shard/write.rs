@@ -194,7 +194,7 @@ impl Shard<'_> {
         let task = self.tasks.get(task);
         match task.request().advice {
             Advice::WillNeed => true,
-            Advice::DontNeed | Advice::BypassClean | Advice::Salvage => false,
+            Advice::DontNeed | Advice::BypassClean | Advice::Salvage | Advice::Cut => false,
             Advice::None => self.volumes[task.volume].buffering.writes,
         }
     }

@@ -38,6 +38,8 @@ pub(crate) enum Request {
     VolumePush { name: String },
     /// Answered by nothing, when the store has it.
     VolumeSet { name: String, settings: Vec<Setting> },
+    /// As the order says.
+    VolumeManage { name: String, order: Order },
     /// [`Scrubbed`], when it is done.
     VolumeScrub { name: String },
     /// Answered by nothing, when it is done.
@@ -78,6 +80,21 @@ pub(crate) enum Request {
     CachePolicy { policy: String },
 }
 
+/// What is to be done with a volume as a whole, or said of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Order {
+    /// Answered by nothing, when clients can open it with its new size.
+    Resize { size_bytes: u64, force: bool },
+    /// Answered by nothing, when clients can open it by its new name.
+    Rename { to: String },
+    /// An [`ObjectMap`], also of `VOLUME@SNAPSHOT`.
+    Object { object: u32 },
+    /// [`Changes`] between two snapshots, or a snapshot and the volume as it is now, from a map
+    /// page on.
+    Changes { from: String, to: Option<String>, page: u32 },
+}
+
 /// One line of an answer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -111,6 +128,14 @@ pub(crate) struct VolumeLine {
     pub(crate) head: u32,
     /// The store's image is as of this epoch.
     pub(crate) epoch: u64,
+    /// What its operator says of it.
+    #[serde(default)]
+    pub(crate) description: String,
+    #[serde(default)]
+    pub(crate) tags: Vec<String>,
+    /// Clients may not change it.
+    #[serde(default)]
+    pub(crate) read_only: bool,
     /// What the store lacks; only a server knows.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) dirty_bytes: Option<u64>,
@@ -183,6 +208,45 @@ pub(crate) struct SnapshotLine {
     pub(crate) served: bool,
     /// Volumes whose content lies in it.
     pub(crate) clones: Vec<String>,
+}
+
+/// Where the store has an object of a volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ObjectMap {
+    pub(crate) object: u32,
+    /// Where it lies in the volume.
+    pub(crate) offset_bytes: u64,
+    pub(crate) length_bytes: u64,
+    pub(crate) stretches: Vec<ObjectStretch>,
+}
+
+/// A part of an object.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ObjectStretch {
+    /// In the volume.
+    pub(crate) offset_bytes: u64,
+    pub(crate) length_bytes: u64,
+    /// The pack that has it, and where; nothing, if it is all zeroes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) pack: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) pack_offset_bytes: Option<u64>,
+}
+
+/// Where two images of a volume differ.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Changes {
+    pub(crate) uuid: String,
+    /// Numbers of their heads.
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    /// Their sizes in blocks.
+    pub(crate) from_blocks: u64,
+    pub(crate) to_blocks: u64,
+    /// First block, blocks, and whether they are zeroes now.
+    pub(crate) changes: Vec<(u64, u64, bool)>,
+    /// The map page to go on with.
+    pub(crate) next: Option<u32>,
 }
 
 /// A volume in the tree.

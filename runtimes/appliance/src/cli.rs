@@ -1,5 +1,6 @@
 //! The command line.
 
+mod admin;
 pub(crate) mod snapshot;
 mod transfer;
 
@@ -12,6 +13,7 @@ use heeler_core::event::Mode;
 use heeler_core::policy::Policy;
 use heeler_replay::{CacheSize, SizeError};
 
+pub(crate) use self::admin::{ObjectArgs, RangeArgs, RenameArgs, ResizeArgs};
 use self::snapshot::{CloneArgs, SnapshotCommand};
 pub(crate) use self::transfer::{ExportArgs, ImportArgs};
 use crate::runtime::Runtime;
@@ -171,6 +173,12 @@ pub(crate) enum VolumeCommand {
         /// As JSON
         #[arg(long)]
         json: bool,
+        /// With tags and descriptions
+        #[arg(long)]
+        long: bool,
+        /// Only those with this tag
+        #[arg(long)]
+        tag: Option<String>,
         #[command(flatten)]
         store: StoreArgs,
     },
@@ -212,20 +220,33 @@ pub(crate) enum VolumeCommand {
         /// Which
         name: String,
     },
-    /// Change when writes are acknowledged and what is kept, also while clients are at work
+    /// Change when writes are acknowledged, what is kept, who may write, and what is said of it,
+    /// also while clients are at work
     Set {
         /// Which
         name: String,
-        /// What: mode=MODE, buffered-read=on|off, buffered-write=on|off
+        /// What: mode=MODE, buffered-read=on|off, buffered-write=on|off, read-only=yes|no,
+        /// description=TEXT, tags=A,B, tag+=A, tag-=A
         #[arg(required = true, value_name = "NAME=VALUE")]
         settings: Vec<Setting>,
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// Change the size of a volume, also while clients are at work. NBD has no way to tell them: a
+    /// client sees it when it connects again
+    Resize(ResizeArgs),
+    /// Give a volume another name. Clients keep it, and use the new name when they connect again
+    Rename(RenameArgs),
     /// Copy a disk from a file or an NBD server into a volume, which is made
     Import(ImportArgs),
     /// Copy a volume to a file or an NBD server
     Export(ExportArgs),
+    /// Copy a part of a volume, or of a snapshot, to standard output
+    Read(RangeArgs),
+    /// Write standard input into a volume
+    Write(RangeArgs),
+    /// Show where the store has the blocks of an object
+    Object(ObjectArgs),
     /// Claim a volume of the store and serve it
     Attach {
         /// Which

@@ -1,8 +1,11 @@
 //! The commands beside `serve` and `check`. They ask the running server; what concerns only the
 //! store is done without one too.
 
+mod admin;
 mod handover;
 pub(crate) mod snapshot;
+
+use std::io::{self, Write};
 
 use serde::Serialize;
 
@@ -91,15 +94,16 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
             let settings = Settings { mode: *mode, buffering, ..Settings::default() };
             create(common, name, (*size, *object_size), settings, store)?;
         }
-        VolumeCommand::List { json, store } => {
-            let lines: Vec<VolumeLine> = match Target::find(common, store, false)? {
+        VolumeCommand::List { json, long, tag, store } => {
+            let mut lines: Vec<VolumeLine> = match Target::find(common, store, false)? {
                 Target::Server(mut server) => server.ask(&Request::VolumeList)?,
                 Target::Store(store) => {
                     let listed = run(volumes::list(&store))?.map_err(|e| e.to_string())?;
                     listed.iter().map(lines::of_listed).collect()
                 }
             };
-            print(*json, &lines, |lines| show::volumes(lines));
+            lines.retain(|line| tag.as_ref().is_none_or(|tag| line.tags.contains(tag)));
+            print(*json, &lines, |lines| show::volumes(lines, *long));
         }
         VolumeCommand::Flatten { name } => snapshot::flatten(common, name)?,
         VolumeCommand::Tree { json, store } => snapshot::tree(common, *json, store)?,
@@ -117,6 +121,11 @@ pub(crate) fn volume(common: Common<'_>, command: &VolumeCommand) -> Result<(), 
         }
         VolumeCommand::Delete { name, force, store } => delete(common, name, *force, store)?,
         VolumeCommand::Set { name, settings, store } => set(common, name, settings, store)?,
+        VolumeCommand::Read(args) => transfer::read(common, args)?,
+        VolumeCommand::Write(args) => transfer::write(common, args)?,
+        VolumeCommand::Object(args) => admin::object(common, args)?,
+        VolumeCommand::Rename(args) => admin::rename(common, args)?,
+        VolumeCommand::Resize(args) => admin::resize(common, args)?,
         VolumeCommand::Import(args) => transfer::import(common, args)?,
         VolumeCommand::Export(args) => transfer::export(common, args)?,
         VolumeCommand::Scrub { name } => scrub(&mut Server::connect(&common.data()?)?, name)?,
@@ -257,11 +266,13 @@ pub(crate) fn push(server: &mut Server, request: &Request) -> Result<(), String>
 }
 
 fn print<T: Serialize>(json: bool, value: &T, show: impl Fn(&T) -> String) {
-    if json {
-        println!("{}", serde_json::to_string_pretty(value).expect("answers are plain data"));
+    let text = if json {
+        serde_json::to_string_pretty(value).expect("answers are plain data") + "\n"
     } else {
-        print!("{}", show(value));
-    }
+        show(value)
+    };
+    // Whoever reads may have read enough.
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 pub(crate) fn run<T>(work: impl Future<Output = T>) -> Result<T, String> {

@@ -24,6 +24,9 @@ pub(crate) fn of_head(name: &str, head: &Head) -> VolumeLine {
         created_unix_secs: head.created_unix_secs,
         head: head.number,
         epoch: head.epoch.0,
+        description: head.settings.description.clone(),
+        tags: head.settings.tags.clone(),
+        read_only: head.settings.read_only,
         ..VolumeLine::default()
     }
 }
@@ -74,7 +77,13 @@ pub(crate) fn of_status(status: &VolumeStatus) -> VolumeLine {
 pub(crate) fn better(line: &mut VolumeLine, status: &VolumeStatus, dirty_blocks: Option<u64>) {
     line.state = status.state.into();
     line.reason.clone_from(&status.reason);
+    if let Some(settings) = &status.settings {
+        line.description.clone_from(&settings.description);
+        line.tags.clone_from(&settings.tags);
+        line.read_only = settings.read_only;
+    }
     if status.is_served() {
+        line.size_bytes = bytes(status.blocks);
         line.head = status.keeper.head;
         line.epoch = status.keeper.committed.0;
     }

@@ -9,6 +9,7 @@ mod commands;
 mod counters;
 mod files;
 mod lines;
+mod object;
 mod replay;
 mod runtime;
 mod serve;

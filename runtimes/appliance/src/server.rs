@@ -1,7 +1,10 @@
 //! The control thread of a running server: turns the control loop, and answers the admin socket.
 
+mod changes;
 mod handover;
 mod push;
+mod rename;
+mod resize;
 mod salvage;
 mod snapshot;
 
@@ -37,6 +40,7 @@ use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot};
 
+pub(crate) use self::resize::resize_stored;
 use crate::api::{
     Answer, CacheInfo, CacheReport, CoreInfo, Deleted, Purged, Request, Resized, Scrubbed,
     ServerMemory, Status, VolumeInfo, VolumeLine,
@@ -50,6 +54,8 @@ use crate::store_io::{Requests, Wake};
 
 /// How often a push says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// How often it is looked whether clients are gone: one may just have said goodbye.
+const PARTING_MAX: u32 = 5;
 /// Bytes of the longest request line.
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 
@@ -95,6 +101,8 @@ pub(crate) struct Server {
     draining: Cell<bool>,
     /// Held while a snapshot is deleted.
     deletions: tokio::sync::Mutex<()>,
+    /// Held while a volume's size changes.
+    resizes: tokio::sync::Mutex<()>,
     on_served: Box<dyn Fn(&VolumeStatus)>,
 }
 
@@ -140,6 +148,7 @@ impl Server {
             start,
             draining: Cell::new(false),
             deletions: tokio::sync::Mutex::new(()),
+            resizes: tokio::sync::Mutex::new(()),
             on_served,
         }
     }
@@ -239,6 +248,7 @@ impl Server {
             | Event::EditRefused { ticket, .. }
             | Event::Detached { ticket, .. }
             | Event::Dirty { ticket, .. }
+            | Event::Cut { ticket, .. }
             | Event::Salvaged { ticket, .. } => *ticket,
             Event::Stale { volume } => return self.settle_stale(*volume),
             Event::Served { name } | Event::Refused { name, .. } => {
@@ -360,9 +370,13 @@ impl Server {
         else {
             return set_stored(&self.store, name, changes).await;
         };
-        let mut next = now;
+        let (was, mut next) = (now.read_only, now);
         Setting::apply(changes, &mut next);
-        self.edit(volume, name, &Edit::Settings(next)).await
+        let now = next.read_only;
+        if now == was {
+            return self.edit(volume, name, &Edit::Settings(next)).await;
+        }
+        self.set_read_only(volume, name, next).await
     }
 
     /// Changes a volume that this server serves; done when the store has it.
@@ -438,7 +452,15 @@ impl Server {
 
     /// An error if clients are connected.
     async fn refuse_with_clients(&self, name: &str) -> Result<(), String> {
-        match self.report().await.iter().map(|core| core.connections).sum::<u64>() {
+        let mut connections = 0;
+        for _ in 0..PARTING_MAX {
+            connections = self.report().await.iter().map(|core| core.connections).sum::<u64>();
+            if connections == 0 {
+                break;
+            }
+            tokio::time::sleep(PROGRESS_EVERY).await;
+        }
+        match connections {
             0 => Ok(()),
             connections => Err(format!(
                 "{connections} clients are connected to this server, maybe to '{name}': \
@@ -635,6 +657,7 @@ impl Server {
                 done(&self.create(&new).await?)
             }
             Request::VolumeSet { name, settings } => done(&self.set(&name, &settings).await?),
+            Request::VolumeManage { name, order } => self.manage(&name, order, out).await?,
             Request::VolumeScrub { name } => done(&self.scrub(&name, out).await?),
             Request::VolumeAttach { name, takeover } => done(&self.attach(&name, takeover).await?),
             Request::VolumeDetach { name } => done(&self.detach(&name, out).await?),

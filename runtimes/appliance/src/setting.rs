@@ -27,13 +27,18 @@ impl From<Switch> for bool {
 }
 
 /// One change of a volume.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Setting {
     #[serde(with = "mode_name")]
     Mode(Mode),
     BufferedRead(bool),
     BufferedWrite(bool),
+    ReadOnly(bool),
+    Description(String),
+    Tags(Vec<String>),
+    AddTag(String),
+    RemoveTag(String),
 }
 
 /// A mode as its name.
@@ -63,10 +68,16 @@ impl Setting {
     /// Makes these changes, the last of them counting most.
     pub(crate) fn apply(changes: &[Self], settings: &mut Settings) {
         for change in changes {
-            match *change {
-                Self::Mode(mode) => settings.mode = mode,
-                Self::BufferedRead(reads) => settings.buffering.reads = reads,
-                Self::BufferedWrite(writes) => settings.buffering.writes = writes,
+            match change {
+                Self::Mode(mode) => settings.mode = *mode,
+                Self::BufferedRead(reads) => settings.buffering.reads = *reads,
+                Self::BufferedWrite(writes) => settings.buffering.writes = *writes,
+                Self::ReadOnly(read_only) => settings.read_only = *read_only,
+                Self::Description(text) => settings.description.clone_from(text),
+                Self::Tags(tags) => settings.tags.clone_from(tags),
+                Self::AddTag(tag) if settings.tags.contains(tag) => {}
+                Self::AddTag(tag) => settings.tags.push(tag.clone()),
+                Self::RemoveTag(tag) => settings.tags.retain(|known| known != tag),
             }
         }
     }
@@ -82,11 +93,27 @@ impl FromStr for Setting {
             "off" => Ok(false),
             _ => Err(format!("'{value}' is neither on nor off")),
         };
+        let list = || {
+            let tags = value.split(',').map(str::trim).filter(|tag| !tag.is_empty());
+            tags.map(String::from).collect()
+        };
         match name {
+            "read-only" => match value {
+                "yes" => Ok(Self::ReadOnly(true)),
+                "no" => Ok(Self::ReadOnly(false)),
+                _ => Err(format!("'{value}' is neither yes nor no")),
+            },
+            "description" => Ok(Self::Description(value.into())),
+            "tags" => Ok(Self::Tags(list())),
+            "tag+" if !value.is_empty() => Ok(Self::AddTag(value.into())),
+            "tag-" => Ok(Self::RemoveTag(value.into())),
             "mode" => parse_mode(value).map(Self::Mode),
             "buffered-read" => switch().map(Self::BufferedRead),
             "buffered-write" => switch().map(Self::BufferedWrite),
-            _ => Err(format!("'{name}' is none of mode, buffered-read, buffered-write")),
+            _ => Err(format!(
+                "'{name}' is none of mode, buffered-read, buffered-write, read-only, description, \
+                 tags, tag+, tag-"
+            )),
         }
     }
 }
@@ -94,6 +121,21 @@ impl FromStr for Setting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tags_come_and_go() {
+        let mut settings = Settings::default();
+        let texts = ["tags=db, eu,", "tag+=prod", "tag+=db", "tag-=eu", "description=the = one"];
+        let changes: Vec<Setting> = texts.map(|text| text.parse().expect(text)).into();
+        Setting::apply(&changes, &mut settings);
+        assert_eq!(settings.tags, ["db", "prod"]);
+        assert_eq!(settings.description, "the = one");
+        Setting::apply(&["tags=".parse().expect("none")], &mut settings);
+        assert!(settings.tags.is_empty());
+        for text in ["tag+=", "read-only=on"] {
+            text.parse::<Setting>().expect_err(text);
+        }
+    }
 
     #[test]
     fn settings_are_read() {
@@ -113,7 +155,7 @@ mod tests {
             ("buffered-write", "NAME=VALUE"),
             ("mode=safe", "writeback, ram, writethrough, writearound, none, ephemeral"),
             ("buffered-write=no", "'no' is neither"),
-            ("size=on", "buffered-read, buffered-write"),
+            ("size=on", "buffered-read, buffered-write, read-only"),
         ] {
             let error = text.parse::<Setting>().expect_err(text);
             assert!(error.contains(why), "{error}");

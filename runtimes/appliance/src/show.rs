@@ -10,8 +10,8 @@ use crate::api::{
 use crate::setting::Switch;
 use crate::size::Size;
 
-/// A list of volumes.
-pub(crate) fn volumes(lines: &[VolumeLine]) -> String {
+/// A list of volumes; `long`: with what is said of them.
+pub(crate) fn volumes(lines: &[VolumeLine], long: bool) -> String {
     if lines.is_empty() {
         return "no volumes; make one with `heeler volume create NAME --size SIZE`\n".into();
     }
@@ -31,6 +31,16 @@ pub(crate) fn volumes(lines: &[VolumeLine]) -> String {
         ]);
     }
     let mut text = table(&rows);
+    if long {
+        let head = ["NAME", "WRITABLE", "TAGS", "DESCRIPTION"].map(String::from);
+        let row = |line: &VolumeLine| {
+            let writable = if line.read_only { "no" } else { "yes" };
+            let tags = if line.tags.is_empty() { "-".into() } else { line.tags.join(",") };
+            [line.name.clone(), writable.into(), tags, line.description.clone()]
+        };
+        let rows: Vec<_> = std::iter::once(head).chain(lines.iter().map(row)).collect();
+        text += &format!("\n{}", table(&rows));
+    }
     for line in lines {
         if let Some(reason) = &line.reason {
             text += &format!("{}: {reason}\n", line.name);
@@ -66,6 +76,9 @@ pub(crate) fn volume(info: &VolumeInfo) -> String {
         )),
     );
     row("mode", Some(info.mode.clone()));
+    row("read-only", line.read_only.then(|| "yes".into()));
+    row("description", Some(line.description.clone()).filter(|text| !text.is_empty()));
+    row("tags", Some(line.tags.join(", ")).filter(|text| !text.is_empty()));
     let stays = |on: bool| Some(Switch::of(on).into());
     row("buffered read", stays(info.buffered_read));
     row("buffered write", stays(info.buffered_write));
@@ -363,7 +376,7 @@ pub(crate) fn status(status: &Status) -> String {
             ),
         ));
     }
-    format!("{}{}\n{}", fields(&rows), cache(&status.cache), volumes(&status.volumes))
+    format!("{}{}\n{}", fields(&rows), cache(&status.cache), volumes(&status.volumes, false))
 }
 
 fn percent(part: u64, all: u64) -> u64 {
@@ -425,14 +438,14 @@ mod tests {
             VolumeLine { reason, ..line("a", None) },
         ];
         assert_eq!(
-            volumes(&lines),
+            volumes(&lines, false),
             "NAME   SIZE    STATE   DIRTY  SINCE  BACKLOG                OWNER\n\
              disk0  16 GiB  served  4 KiB  7 s    4 KiB                  -\n\
              b      16 GiB  served  4 KiB  7 s    4 KiB, 2 s at 2 KiB/s  -\n\
              a      16 GiB  served  -      -      -                      -\n\
              a: lost\n"
         );
-        assert!(volumes(&[]).contains("heeler volume create"));
+        assert!(volumes(&[], false).contains("heeler volume create"));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! `heeler volume import` and `heeler volume export`: disks from elsewhere into volumes, and back,
 //! through the running server's own NBD socket.
 
+mod apply;
 mod copy;
+mod delta;
 mod disk;
 mod export;
 mod extents;
@@ -10,6 +12,7 @@ mod import;
 mod nbd;
 mod note;
 mod place;
+mod range;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,11 +20,12 @@ use std::path::{Path, PathBuf};
 pub(crate) use self::export::export;
 pub(crate) use self::import::import;
 pub(crate) use self::place::{Format, Place};
+pub(crate) use self::range::{read, write};
 
 use self::nbd::Client;
 use self::note::Note;
 use self::place::{Address, NbdUrl};
-use crate::api::{Request, Status, VolumeLine};
+use crate::api::{Request, SnapshotLine, Status, VolumeLine};
 use crate::client::Server;
 use crate::settings::{Common, Listen};
 
@@ -54,6 +58,28 @@ impl Site {
     async fn open(&self, export: &str) -> Result<Client, String> {
         let url = NbdUrl { address: self.address.clone(), export: export.into() };
         Client::connect(&url).await
+    }
+
+    /// Opens a volume, or a snapshot, which is served for it; then `true`, if it was not before.
+    async fn open_any(&mut self, name: &str) -> Result<(Client, bool), String> {
+        let Some((volume, snapshot)) = name.split_once('@') else {
+            return Ok((self.open(name).await?, false));
+        };
+        let list = Request::SnapshotList { volume: volume.into() };
+        let known: Vec<SnapshotLine> = self.server.ask(&list)?;
+        let serve = !known.iter().any(|line| line.name == snapshot && line.served);
+        if serve {
+            self.server.ask::<()>(&Request::SnapshotServe { name: name.into(), stop: false })?;
+        }
+        Ok((self.open(name).await?, serve))
+    }
+
+    /// What was opened by [`open_any`](Self::open_any) is not used any more.
+    fn close_any(&mut self, name: &str, served: bool) -> Result<(), String> {
+        if served {
+            self.server.ask::<()>(&Request::SnapshotServe { name: name.into(), stop: true })?;
+        }
+        Ok(())
     }
 
     /// Where it is noted how far a transfer is.

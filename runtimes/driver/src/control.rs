@@ -15,6 +15,7 @@ mod handover;
 mod lanes;
 mod links;
 mod memory;
+mod resize;
 mod rows;
 mod salvage;
 mod store;
@@ -51,6 +52,7 @@ use self::lanes::{Lane, Lanes};
 use self::links::Links;
 use self::memory::Divided;
 pub use self::memory::Memory;
+use self::resize::Cuts;
 use self::rows::Rows;
 use self::store::Job;
 pub use self::volume::{Geometry, VolumeStatus};
@@ -245,6 +247,13 @@ pub enum Event {
         /// The blocks; `None`: not all of them can be read.
         bytes: Option<Vec<u8>>,
     },
+    /// The end of [`Control::cut`].
+    Cut {
+        /// Of the order.
+        ticket: Ticket,
+        /// All of it reads as zeroes; `false`: the volume is not ours (any more).
+        done: bool,
+    },
     /// The end of [`Control::push`], [`Control::edit`] or [`Control::flatten`].
     Pushed {
         /// Of the request.
@@ -371,6 +380,7 @@ pub struct Control<S, T> {
     asked: HashMap<(ShardId, OpId), Asked>,
     gatherings: Gathers,
     gathers: BTreeMap<Ticket, Gather>,
+    cuts: Cuts,
     tickets: u64,
     /// Texts of failures; the first one's number is `notes_first`.
     notes: VecDeque<String>,
@@ -424,6 +434,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             gatherings: Gathers::default(),
             memory,
             gathers: BTreeMap::new(),
+            cuts: Cuts::default(),
             tickets: 0,
             notes: VecDeque::new(),
             notes_first: 0,
@@ -845,6 +856,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             Output::EditRefused { ticket, why } => {
                 self.events.push_back(Event::EditRefused { ticket: Ticket(ticket), why });
             }
+            Output::Resized { blocks } => self.resized(index, blocks),
             Output::Fenced { by } => self.fenced(index, by),
             Output::Released => self.released(index),
         }
@@ -912,8 +924,8 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
             let name = volume.name.clone();
             log::info!("volume {name}: served");
             self.events.push_back(Event::Served { name });
-            self.publish();
         }
+        self.publish();
     }
 
     fn refused(&mut self, index: usize, refusal: &Refusal) {
@@ -1167,6 +1179,7 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                 let ticket = Ticket(ticket);
                 self.events.push_back(Event::Dirty { ticket, runs, next });
             }
+            ToControl::Cut { ticket, done } => self.handle_cut(Ticket(ticket), done),
             ToControl::Salvaged { ticket, bytes } => {
                 self.events.push_back(Event::Salvaged { ticket: Ticket(ticket), bytes });
             }

@@ -9,6 +9,7 @@
 //!   receive buffers, send their transmit buffers, close them;
 //! * sleeps between turns, by [`CoreLoop::prepare_park`] and [`CoreLoop::awake`].
 
+mod cut;
 mod memory;
 mod salvage;
 
@@ -27,6 +28,7 @@ use heeler_core::shard::Shard;
 use heeler_core::time::{Duration, Instant};
 use heeler_hw::{Arena, BlockQueue, IoKind, PAGE_BYTES};
 
+use self::cut::{CUT_ID, Cuts};
 use self::memory::{Batches, Reports};
 use self::salvage::{SALVAGE_ID, Saves};
 use crate::device::{Device, DeviceOp, Done};
@@ -101,6 +103,8 @@ struct Host<'a> {
     scrubs: VecDeque<Scrub>,
     /// What is to be saved of volumes that are gone.
     saves: Saves,
+    /// What is to be discarded of volumes that get smaller.
+    cuts: Cuts,
     /// What it says of its memory.
     reports: Reports,
 }
@@ -190,6 +194,7 @@ pub struct CoreLoop<'a, Q> {
     event: Option<Arc<Event>>,
     /// When the shards' counts are to be stamped next, if anything happens then.
     stamp_at: Instant,
+    shards: u16,
     drained: bool,
     stopped: bool,
     answers: VecDeque<Answer>,
@@ -223,6 +228,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
                 volumes: Vec::new(),
                 scrubs: VecDeque::new(),
                 saves: Saves::default(),
+                cuts: Cuts::default(),
                 reports: Reports::default(),
             }
         };
@@ -241,6 +247,7 @@ impl<'a, Q: BlockQueue> CoreLoop<'a, Q> {
             parker: wires.parker,
             event: wires.event,
             stamp_at: Instant(0),
+            shards,
             drained: false,
             stopped: false,
             answers: VecDeque::new(),
@@ -547,6 +554,11 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                 let host = self.host_of(shard);
                 self.hosts[host].saves.push(ticket, volume, run);
             }
+            FromControl::Cut { volume, object_blocks, blocks, ticket } => {
+                for host in &mut self.hosts {
+                    host.cuts.push(volume, object_blocks, blocks.clone(), ticket);
+                }
+            }
             FromControl::Report { ticket } => {
                 let (core, status) = (self.core, self.status());
                 self.post.send_to_control(ToControl::Status { ticket, core, status });
@@ -589,6 +601,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
             self.retry_backlog(at);
             any |= self.step_scrub(at);
             any |= self.step_saves(at);
+            any |= self.step_cuts(at);
             let host = &self.hosts[at];
             if host.touched || host.shard.poll_timeout().is_some_and(|when| when <= self.now) {
                 self.tell(at, Input::Turn);
@@ -764,6 +777,9 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
 
     /// Brings a reply without blocks to the connection that asked.
     fn pass_on_late(&mut self, at: usize, reply: Reply) {
+        if reply.id == CUT_ID {
+            return self.hosts[at].cuts.answered(reply.status);
+        }
         let core = core_of_id(reply.id);
         if core == self.core {
             return self.front.handle_reply(&reply, &[]);
@@ -777,6 +793,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
         match reply.id {
             SCRUB_ID => return self.hosts[at].scrub_answered(reply.status),
             SALVAGE_ID => return self.saved(at, reply),
+            CUT_ID => return self.hosts[at].cuts.answered(reply.status),
             _ => {}
         }
         let host = &self.hosts[at];

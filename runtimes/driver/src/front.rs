@@ -407,9 +407,13 @@ impl Front {
         for at in 0..self.slots.len() {
             let Some(connection) = &self.slots[at].connection else { continue };
             let volume = connection.session.volume();
-            let listed = |volume: VolumeId| self.exports.iter().any(|e| e.volume == volume);
-            if volume.is_some_and(|volume| !listed(volume)) {
-                self.shut_down(at);
+            let Some(volume) = volume else { continue };
+            match self.exports.iter().find(|export| export.volume == volume) {
+                Some(export) => {
+                    let connection = self.slots[at].connection.as_mut().expect("found above");
+                    connection.session.handle_export(export);
+                }
+                None => self.shut_down(at),
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What crosses threads: between data cores, and between a data core and the control thread.
 //! Everything goes by the single-producer single-consumer mailboxes of the core.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use heeler_core::block_set::BlockSet;
@@ -250,6 +251,13 @@ pub enum ToControl {
         /// The blocks; `None`: not all of them can be read.
         bytes: Option<Vec<u8>>,
     },
+    /// The answer to [`FromControl::Cut`], from each shard.
+    Cut {
+        /// The order's number.
+        ticket: u64,
+        /// All of it reads as zeroes.
+        done: bool,
+    },
     /// The core has finished draining: no connection is left and no request is under way.
     Drained(CoreId),
 }
@@ -362,6 +370,17 @@ pub enum FromControl {
         /// What to read: data.
         run: DirtyRun,
         /// Comes back in the answer.
+        ticket: u64,
+    },
+    /// Discard what this core's shards have of a range of blocks, though clients may not use it.
+    Cut {
+        /// The volume.
+        volume: VolumeId,
+        /// Blocks of one of its objects.
+        object_blocks: u32,
+        /// The blocks.
+        blocks: Range<u64>,
+        /// Comes back in the answer of each shard.
         ticket: u64,
     },
     /// Report the core's state.

@@ -3,7 +3,8 @@
 //!
 //! Everything here runs on the control thread (or in a command of its own), never on a data core.
 //! [`Store`] is the client; [`volumes`] creates, lists and deletes volumes, [`snapshots`] does so
-//! with snapshots and clones; [`lineage`] says whose volumes were; [`check`] reads a volume's image
+//! with snapshots and clones; [`lineage`] says whose volumes were; [`image`] where the
+//! blocks of a head lie, and how two heads differ; [`check`] reads a volume's image
 //! from its head down to the blocks; [`mod@format`] marks what a prefix is for; [`fault`] makes a
 //! store misbehave, for tests.
 #![deny(unsafe_code, missing_docs)]
@@ -15,6 +16,7 @@ mod error;
 mod explain;
 pub mod fault;
 pub mod format;
+pub mod image;
 pub mod lineage;
 mod probe;
 pub mod snapshots;

@@ -4,6 +4,10 @@
 //! the heads from the oldest to the newest, then everything else, then (of a clone) its records at
 //! other volumes, then the name. So a command that was cut short leaves a whole volume, or a name
 //! without a head that can be deleted again, or (of a creation) a lone head that nothing points at.
+//!
+//! A name counts if the volume's newest head says the same: renaming writes the new name, then a
+//! head, then removes the old name, so at any time one of them counts, and the other one is kept
+//! from others.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,7 +15,7 @@ use std::fmt;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use heeler_core::ids::{BLOCK_BYTES, Crc32c};
-use heeler_core::keeper::EditError;
+use heeler_core::keeper::{Edit, EditError};
 use heeler_core::limits::NAME_BYTES_MAX;
 use heeler_core::wire::head::{
     Head, SOURCES_MAX, Settings, Source, VOLUME_BLOCKS_MAX, valid_object_shift,
@@ -88,6 +92,13 @@ pub enum VolumeError {
     Exists(String),
     /// There is no volume of this name.
     Missing(String),
+    /// The name belongs to a renaming that was cut short.
+    Renaming {
+        /// The name.
+        name: String,
+        /// What the volume is called.
+        volume: String,
+    },
     /// A server has the volume.
     InUse {
         /// The volume's name.
@@ -158,6 +169,12 @@ impl fmt::Display for VolumeError {
             Self::Missing(name) => {
                 write!(f, "there is no volume '{name}'; `heeler volume list` shows them")
             }
+            Self::Renaming { name, volume } => write!(
+                f,
+                "'{name}' is kept for volume '{volume}', whose renaming was cut short: `heeler \
+                 volume rename {volume} {name}` goes on, `heeler volume rename {name} {volume}` \
+                 gives it free"
+            ),
             Self::InUse { name, host, since_unix_secs } => write!(
                 f,
                 "volume '{name}' belongs to a server on '{host}' since {since_unix_secs} (seconds \
@@ -242,7 +259,7 @@ pub(crate) async fn enter(store: &Store, head: Head) -> Result<Head, VolumeError
     };
     let error = match created {
         Ok(true) => return Ok(head),
-        Ok(false) => VolumeError::Exists(head.name),
+        Ok(false) => taken(store, &head.name).await,
         // The name may be there: without the head it would name a broken volume.
         Err(e) if e.kind == ErrorKind::Timeout => return Err(e.into()),
         Err(e) => e.into(),
@@ -251,6 +268,62 @@ pub(crate) async fn enter(store: &Store, head: Head) -> Result<Head, VolumeError
         log::warn!("a head that nothing points at stays behind: {e}");
     }
     Err(error)
+}
+
+/// Why a name cannot be given to a volume.
+async fn taken(store: &Store, name: &str) -> VolumeError {
+    let head = async { newest_head(store, find(store, name).await?).await };
+    match head.await {
+        Ok(Some(head)) if head.name != name => {
+            VolumeError::Renaming { name: name.into(), volume: head.name }
+        }
+        _ => VolumeError::Exists(name.into()),
+    }
+}
+
+/// Renames a volume. `edit` changes its head, by its owner or in the store. What was cut short goes
+/// on when it is asked for again.
+///
+/// # Errors
+/// `Exists` or `Renaming`: the new name is taken. `Missing`, `Broken`, `Name` or `Store`, and what
+/// `edit` says. After `Store` and `Owner` it may be renamed: list the volumes to see.
+pub async fn rename(
+    store: &Store,
+    old: &str,
+    new: &str,
+    edit: impl AsyncFn(Edit) -> Result<(), VolumeError>,
+) -> Result<(), VolumeError> {
+    if !names::valid_name(new) {
+        return Err(VolumeError::Name(new.into()));
+    }
+    let volume = find(store, old).await?;
+    let head = newest_head(store, volume).await.map_err(|e| renamed(e, old))?;
+    match head.map(|head| head.name) {
+        // It was done but for this.
+        Some(name) if name == new && old != new => {
+            return Ok(store.delete(&names::name_key(old)).await?);
+        }
+        Some(name) if name == old && old != new => {}
+        Some(name) if name == old => return Ok(()),
+        _ => return Err(VolumeError::Missing(old.into())),
+    }
+    let (old_key, new_key) = (names::name_key(old), names::name_key(new));
+    let content = Bytes::from(names::encode_name(volume));
+    let made = create_settled(store, &new_key, content).await?;
+    if !made && find(store, new).await? != volume {
+        return Err(taken(store, new).await);
+    }
+    match edit(Edit::Name(new.into())).await {
+        Ok(()) => Ok(store.delete(&old_key).await?),
+        // Nothing has changed: the new name must not stay.
+        Err(
+            e @ (VolumeError::InUse { .. } | VolumeError::Edit { .. } | VolumeError::Missing(_)),
+        ) => {
+            store.delete(&new_key).await?;
+            Err(e)
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// Changes a volume while nobody owns it: `change` gets the newest head, with the number and time
@@ -412,6 +485,9 @@ pub async fn delete(
     match find(store, name).await {
         Ok(volume) => {
             let head = match newest_head(store, volume).await {
+                Ok(Some(head)) if head.name != name => {
+                    return Err(VolumeError::Missing(name.into()));
+                }
                 Ok(Some(head)) if !head.released && !force => {
                     return Err(VolumeError::InUse {
                         name: name.into(),
@@ -479,7 +555,9 @@ async fn delete_objects(
 pub async fn named_head(store: &Store, name: &str) -> Result<Head, VolumeError> {
     let volume = find(store, name).await?;
     match newest_head(store, volume).await {
-        Ok(Some(head)) => Ok(head),
+        Ok(Some(head)) if head.name == name => Ok(head),
+        // Of a renaming that is under way, or was cut short.
+        Ok(Some(_)) => Err(VolumeError::Missing(name.into())),
         Ok(None) => Err(VolumeError::Broken {
             name: name.into(),
             what: "it has no head: its deletion was cut short. Delete it again".into(),
@@ -712,6 +790,72 @@ mod tests {
             made += u32::from(store.counters().failures == 0);
         }
         assert!(made > 100, "{made} of 300 met no failure");
+    }
+
+    #[tokio::test]
+    async fn a_volume_is_renamed() {
+        let store = memory();
+        let made = create(&store, &new()).await.expect("creates");
+        create(&store, &NewVolume { name: "other", ..new() }).await.expect("creates");
+        let to = async |new: &str| {
+            let edit = async |edit| snapshots::edit(&store, "disk0", 78, &edit).await;
+            rename(&store, "disk0", new, edit).await
+        };
+        assert_eq!(to("other").await, Err(VolumeError::Exists("other".into())));
+        assert_eq!(to("a/b").await, Err(VolumeError::Name("a/b".into())));
+        assert_eq!(to("disk0").await, Ok(()));
+        assert_eq!(to("disk1").await, Ok(()));
+        assert_eq!(named_head(&store, "disk1").await.expect("renamed").volume, made.volume);
+        assert_eq!(find(&store, "disk0").await, Err(VolumeError::Missing("disk0".into())));
+        // A server has it: nothing changes.
+        let head = named_head(&store, "disk1").await.expect("there");
+        let claim = Head { number: 3, term: 3, released: false, ..head };
+        put_head(&store, &claim).await;
+        let edit = async |edit| snapshots::edit(&store, "disk1", 78, &edit).await;
+        let refused = rename(&store, "disk1", "disk2", edit).await;
+        assert!(matches!(refused, Err(VolumeError::InUse { .. })), "{refused:?}");
+        assert_eq!(find(&store, "disk2").await, Err(VolumeError::Missing("disk2".into())));
+    }
+
+    /// Whatever fails, there is one name by which the volume can be had, and renaming goes on.
+    #[tokio::test(start_paused = true)]
+    async fn renamings_under_faults_leave_one_name() {
+        let rates = Rates { refused: 100, hangs: 60, lost: 60, hangs_after: 60 };
+        let mut halves = 0;
+        for seed in 0..300 {
+            let backend = Faulty::memory(seed, rates);
+            let store = Store::with_backend(StoreConfig::new(Place::Memory), Box::new(backend));
+            let Ok(made) = create(&store, &new()).await else { continue };
+            let to_disk1 = async || {
+                let edit = async |edit| snapshots::edit(&store, "disk0", 78, &edit).await;
+                rename(&store, "disk0", "disk1", edit).await
+            };
+            let first = to_disk1().await;
+            let listed = loop {
+                if let Ok(listed) = list(&store).await {
+                    break listed;
+                }
+            };
+            let [Listed { name, head: Ok(head) }] = &listed[..] else {
+                panic!("seed {seed}: {listed:?}");
+            };
+            assert_eq!((name, head.volume), (&head.name, made.volume), "seed {seed}");
+            assert!(first.is_err() || name == "disk1", "seed {seed}");
+            halves += u32::from(first.is_err());
+            while name == "disk0" && to_disk1().await.is_err() {
+                if named_head(&store, "disk1").await.is_ok() {
+                    break;
+                }
+            }
+            let found = loop {
+                match named_head(&store, "disk1").await {
+                    Err(VolumeError::Store(_)) => {}
+                    found => break found,
+                }
+            };
+            assert_eq!(found.expect("renamed").volume, made.volume, "seed {seed}");
+        }
+        assert!(halves > 5, "some were cut short: {halves}");
     }
 
     #[tokio::test]

@@ -38,12 +38,24 @@ impl Drop for Seed {
 }
 
 fn run(seed: u64, ends: &[End], rots: bool, resizes: bool, modes: bool) -> Stats {
-    let _seed = Seed(seed);
     let mut rng = Rng::new(seed ^ 0x5eed);
     let mut world = World::new(seed, 12 + rng.index(16));
     world.rots = rots;
     world.resizes = resizes;
     world.modes = modes;
+    lives(world, seed, rng, ends)
+}
+
+fn run_sized(seed: u64, ends: &[End]) -> Stats {
+    let mut rng = Rng::new(seed ^ 0x5eed);
+    let mut world = World::new(seed, 12 + rng.index(16));
+    world.sizes = true;
+    world.modes = seed.is_multiple_of(3);
+    lives(world, seed, rng, ends)
+}
+
+fn lives(mut world: World, seed: u64, mut rng: Rng, ends: &[End]) -> Stats {
+    let _seed = Seed(seed);
     world.churns = rng.chance(1, 3);
     world.store.fail_one_in = [0, 0, 30, 8][rng.index(4)];
     let mut last = None;
@@ -72,6 +84,8 @@ fn add(sum: &mut Stats, one: Stats) {
     sum.copied += one.copied;
     sum.given_back += one.given_back;
     sum.mode_changes += one.mode_changes;
+    sum.grown += one.grown;
+    sum.shrunk += one.shrunk;
     sum.lost += one.lost;
     sum.cells.extend(one.cells);
 }
@@ -115,6 +129,19 @@ fn damage_to_clean_blocks_is_never_served() {
     println!("{sum:?}");
     let few = sum.lives < 100;
     assert!(few || sum.rotten > 0 && sum.damaged > 0, "{sum:?}");
+}
+
+/// Nothing of what stays is lost, and nothing of what was cut off comes back.
+#[test]
+fn a_volume_of_changing_size_keeps_its_promises() {
+    let ends = [End::Kill, End::PowerCut, End::Release, End::CacheLost];
+    let mut sum = Stats::default();
+    for seed in seeds(600) {
+        add(&mut sum, run_sized(seed, &ends));
+    }
+    println!("{sum:?}");
+    let few = sum.lives < 100;
+    assert!(few || sum.grown > 100 && sum.shrunk > 100, "{sum:?}");
 }
 
 /// Lives in which something was lost once, and what; with bits flipping or not.

@@ -4,6 +4,8 @@
 //! One life lasts from a start to a crash or a release. The device, the store and the volume table
 //! last longer.
 
+mod sizes;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 
@@ -32,6 +34,8 @@ use heeler_hw::{AlignedBuf, Arena, crc32c};
 
 use crate::history::{History, Promise, SECTOR};
 use crate::store::{Answer, SimStore, StoreOpKind};
+
+use self::sizes::Sizing;
 
 pub(crate) const SHARDS: u16 = 2;
 const OBJECT_SHIFT: u8 = 18;
@@ -81,6 +85,8 @@ pub(crate) struct World {
     pub(crate) resizes: bool,
     /// The volume's mode changes all the time.
     pub(crate) modes: bool,
+    /// So does its size.
+    pub(crate) sizes: bool,
 }
 
 /// What happened, so that a test can say that something did.
@@ -100,6 +106,8 @@ pub(crate) struct Stats {
     pub(crate) copied: u64,
     pub(crate) given_back: u64,
     pub(crate) mode_changes: u64,
+    pub(crate) grown: u64,
+    pub(crate) shrunk: u64,
     /// Writes that were acknowledged, promised no more, and did not survive.
     pub(crate) lost: u64,
     /// Lives that ended so in a mode, by its code.
@@ -134,6 +142,7 @@ impl World {
             churns: false,
             resizes: false,
             modes: false,
+            sizes: false,
         }
     }
 
@@ -282,6 +291,10 @@ impl World {
             scanned: Vec::new(),
             pool: (EXTRA_FIRST..EXTRA_FIRST + EXTRA_PAGES).map(PageId).collect(),
             modes: vec![Mode::default(); usize::from(SHARDS)],
+            size: 0,
+            limit: 0,
+            sizing: Sizing::Rest,
+            cuts: BTreeSet::new(),
         };
         life.start(&log);
         if let Some(last) = last {
@@ -397,6 +410,12 @@ struct Life<'w, 'a> {
     pool: Vec<PageId>,
     /// The mode that each shard has heard of last.
     modes: Vec<Mode>,
+    /// Bytes of the volume, and how many of them clients use.
+    size: usize,
+    limit: usize,
+    sizing: Sizing,
+    /// Requests that discard what is to be cut off.
+    cuts: BTreeSet<u64>,
 }
 
 #[derive(Clone)]
@@ -455,8 +474,9 @@ impl Life<'_, '_> {
     /// Reads everything and checks it against what had to survive.
     fn check_after(&mut self, last: End) {
         let mut contents = vec![0; self.world.history.sectors()];
-        for start in (0..self.world.volume_bytes).step_by(32 * BLOCK_BYTES) {
-            let len = (self.world.volume_bytes - start).min(32 * BLOCK_BYTES);
+        // Behind its end there is nothing.
+        for start in (0..self.size).step_by(32 * BLOCK_BYTES) {
+            let len = (self.size - start).min(32 * BLOCK_BYTES);
             self.send(RequestKind::Read, false, start, len, Asked::Scan);
             self.pump(50_000, |life| life.requests.is_empty());
             let scanned = mem::take(&mut self.scanned);
@@ -530,6 +550,7 @@ impl Life<'_, '_> {
             15 => self.fetch(),
             16 if self.world.rng.chance(1, 2) => self.release_lease(),
             16 if self.world.rots => self.rot(),
+            19 if clients && self.attached && self.world.sizes => self.change_size(),
             18 if self.world.resizes && self.world.rng.chance(1, 6) => self.budget(),
             17 if self.world.rng.chance(1, 8) => {
                 self.world.now += self.world.rng.below(4000);
@@ -752,7 +773,12 @@ impl Life<'_, '_> {
                     let (now, volume) = (self.now(), self.world.volume);
                     self.keeper.handle(now, keeper::Input::Remembered { volume });
                 }
-                keeper::Output::Attached(_) => self.attached = true,
+                keeper::Output::Attached(attached) => {
+                    self.size = attached.blocks as usize * BLOCK_BYTES;
+                    self.limit = self.size;
+                    self.attached = true;
+                }
+                keeper::Output::Resized { blocks } => self.resized(blocks),
                 keeper::Output::Refused(refusal) => panic!("refused: {refusal}"),
                 keeper::Output::Get { op, key, first } => {
                     self.store_op(op, key, StoreOpKind::Get(first));
@@ -981,11 +1007,11 @@ impl Life<'_, '_> {
     fn some_range(&mut self) -> (usize, usize) {
         let rng = &mut self.world.rng;
         let window = 32 * BLOCK_BYTES;
-        let windows = self.world.volume_bytes.div_ceil(window);
+        let windows = self.limit.div_ceil(window);
         // Half of everything goes to an eighth of the volume.
         let windows = if rng.chance(1, 2) { windows.div_ceil(8) } else { windows };
         let start = rng.index(windows) * window;
-        let end = (start + window).min(self.world.volume_bytes);
+        let end = (start + window).min(self.limit);
         let unit = if rng.chance(1, 3) { SECTOR } else { BLOCK_BYTES };
         let units = (end - start) / unit;
         let first = rng.index(units);
@@ -1013,10 +1039,10 @@ impl Life<'_, '_> {
     }
 
     fn ask_zero(&mut self) {
-        let objects = self.world.volume_bytes.div_ceil(OBJECT_BYTES);
+        let objects = self.limit.div_ceil(OBJECT_BYTES);
         let object = self.world.rng.index(objects);
         let start = object * OBJECT_BYTES;
-        let blocks = (self.world.volume_bytes - start).min(OBJECT_BYTES) / BLOCK_BYTES;
+        let blocks = (self.limit - start).min(OBJECT_BYTES) / BLOCK_BYTES;
         let (first, count) = if self.world.rng.chance(1, 4) {
             (0, blocks)
         } else {
@@ -1078,6 +1104,9 @@ impl Life<'_, '_> {
 
     /// Mostly none.
     fn some_advice(&mut self) -> Advice {
+        if matches!(self.sizing, Sizing::Asking) {
+            return Advice::Cut;
+        }
         match self.world.rng.below(12) {
             0 => Advice::WillNeed,
             1 => Advice::DontNeed,
@@ -1119,6 +1148,7 @@ impl Life<'_, '_> {
 
     fn answered(&mut self, shard: usize, reply: &Reply, blocks: &[BlockRef]) {
         let asked = self.requests.remove(&reply.id).expect("asked for, and answered once");
+        self.cuts.remove(&reply.id);
         assert_eq!(reply.status, Status::Ok, "no device fails here");
         if let Some(lease) = reply.lease {
             self.leases.push((shard, lease));

@@ -45,7 +45,8 @@ def write(uri, thread, acked, ended):
             handle.pwrite(stamp.ljust(BLOCK, b"\0"), place(thread, number))
             acked[thread] = number
             if number % 100 == 0:
-                print("acked", number, flush=True)
+                # In one piece: others print as well.
+                print(f"acked {number}\n", end="", flush=True)
     except (nbd.Error, BrokenPipeError):
         pass
     finally:

@@ -14,9 +14,11 @@
 mod admin;
 mod clients;
 mod damage;
+mod deltas;
 mod durability;
 mod hammer;
 mod handover;
+mod manage;
 mod memory;
 mod modes;
 mod outage;

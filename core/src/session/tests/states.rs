@@ -446,6 +446,27 @@ fn requests_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn an_export_that_changes_is_judged_by_what_it_is_now() {
+    let mut rig = Rig::simple(disk0());
+    rig.send(&client::request(0, 0, 5, 0, 4096));
+    let asked = rig.asked.len();
+    let now = Export { bytes: 8 * MIB, read_only: true, ..disk0() };
+    rig.session.handle_export(&now);
+    for (command, offset, error) in
+        [(0, 8 * MIB, errno::EINVAL), (4, 0, errno::EPERM), (6, 0, errno::EPERM)]
+    {
+        rig.send(&client::request(0, command, 6, offset, 4096));
+        assert_eq!(messages(&rig.take_wire()), ended(6, error), "command {command}");
+    }
+    assert_eq!(rig.asked.len(), asked, "no shard is asked");
+    rig.session.handle_export(&Export { read_only: false, ..now });
+    rig.send(&client::request(0, 6, 6, 8 * MIB, 4096));
+    assert_eq!(messages(&rig.take_wire()), ended(6, errno::ENOSPC));
+    rig.send(&client::request(0, 6, 6, 0, 4096));
+    assert_eq!(rig.asked.len(), asked + 1);
+}
+
+#[test]
 fn requests_of_no_bytes_are_done_at_once() {
     let mut rig = Rig::simple(disk0());
     for command in [0, 1, 4, 5, 6] {

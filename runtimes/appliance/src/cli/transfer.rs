@@ -1,6 +1,7 @@
 //! The command line of transfers.
 
 use clap::Args;
+use heeler_store::snapshots::SnapshotName;
 
 use crate::size::Size;
 use crate::transfer::{Format, Place};
@@ -8,11 +9,11 @@ use crate::transfer::{Format, Place};
 /// Of `volume import`.
 #[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
-    /// What is read: a raw or qcow2 file, nbd://HOST:PORT/EXPORT, or
-    /// nbd+unix:///EXPORT?socket=PATH
+    /// What is read: a raw or qcow2 file, nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH,
+    /// or a delta (of `volume export --from`), which brings a volume from one snapshot to the next
     #[arg(value_name = "SRC")]
     pub(crate) source: Place,
-    /// The volume, which is made
+    /// The volume, which is made; of a delta, one that has the snapshot on which the delta builds
     pub(crate) name: String,
     /// Size of the volume, rounded up to 4096 [default: as SRC]
     #[arg(long)]
@@ -23,7 +24,7 @@ pub(crate) struct ImportArgs {
     /// What the file is [default: as its content says]
     #[arg(long)]
     pub(crate) format: Option<Format>,
-    /// Overwrite a volume that is there
+    /// Overwrite a volume that is there; of a delta: what was written since that snapshot
     #[arg(long, conflicts_with = "resume")]
     pub(crate) force: bool,
     /// Go on with an import that was interrupted
@@ -43,6 +44,10 @@ pub(crate) struct ExportArgs {
     /// standard output
     #[arg(value_name = "DST")]
     pub(crate) target: Place,
+    /// Only what has changed since this snapshot of the volume, as a delta that `volume import`
+    /// applies; then the first argument is a later snapshot of it
+    #[arg(long, value_name = "VOLUME@SNAPSHOT", conflicts_with_all = ["format", "resume"])]
+    pub(crate) from: Option<SnapshotName>,
     /// What the file becomes [default: as its name says, raw if it says nothing]
     #[arg(long)]
     pub(crate) format: Option<Format>,

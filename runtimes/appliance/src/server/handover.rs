@@ -40,7 +40,8 @@ impl Server {
 
     /// Claims a volume of the store and serves it.
     pub(super) async fn attach(&self, name: &str, takeover: bool) -> Result<(), String> {
-        let volume = volumes::find(&self.store, name).await.map_err(|e| e.to_string())?;
+        let head = volumes::named_head(&self.store, name).await.map_err(|e| e.to_string())?;
+        let volume = head.volume;
         let dirty_blocks = match self.status_of(volume) {
             Some(status) if status.is_stranded() => self.dirty_map(&status).await.blocks(),
             _ => 0,

@@ -16,12 +16,12 @@ use crate::snapshot;
 
 impl Server {
     /// The volume of this name, if it is this server's to change.
-    fn own_volume(&self, name: &str) -> Option<VolumeStatus> {
+    pub(super) fn own_volume(&self, name: &str) -> Option<VolumeStatus> {
         self.find(name).filter(|status| status.state == "served")
     }
 
     /// Changes a volume: by its keeper, or in the store if nobody owns it.
-    async fn edit_anywhere(&self, name: &str, edit: Edit) -> Result<(), VolumeError> {
+    pub(super) async fn edit_anywhere(&self, name: &str, edit: Edit) -> Result<(), VolumeError> {
         match self.own_volume(name) {
             Some(own) => self.edit(own.uuid, name, &edit).await.map_err(VolumeError::Owner),
             None => snapshots::edit(&self.store, name, unix_secs(), &edit).await,

@@ -23,42 +23,50 @@ use crate::size::Size;
 
 /// Copies a volume to a file or an NBD export.
 pub(crate) fn export(common: Common<'_>, args: &ExportArgs) -> Result<(), String> {
+    if let Some(from) = &args.from {
+        return super::delta::export(common, args, from);
+    }
     run(async {
         let mut site = Site::find(common)?;
-        let client = site.open(&args.name).await?;
-        let version = settle(&mut site, &args.name)?;
-        let source = Source { name: &args.name, disk: Disk::Nbd(client), version };
-        let begin = Instant::now();
-        let copied = match &args.target {
-            Place::Stdout => to_stdout(args, &source).await?,
-            Place::File(path) => to_file(args, path, &source).await?,
-            Place::Nbd(url) => {
-                let note = site.note("export", &args.name)?;
-                to_nbd(args, url, &source, &note).await?
-            }
-        };
-        let before = match copied.before {
-            0 => String::new(),
-            before => format!(", {} done before", Size(before)),
-        };
-        // Standard output may have the disk.
-        eprintln!(
-            "exported {} to {} in {:.1} s: {} copied, {} zeroes skipped{before}",
-            args.name,
-            args.target,
-            begin.elapsed().as_secs_f64(),
-            Size(copied.written),
-            Size(source.disk.size() - copied.before - copied.written),
-        );
-        if source.version.is_none() || version_of(&mut site, &args.name)? != source.version {
-            eprintln!(
-                "heeler: {} may have been written to meanwhile: then the copy is of no single \
-                 moment",
-                args.name
-            );
-        }
-        Ok(())
+        let (client, served) = site.open_any(&args.name).await?;
+        let exported = copy_all(&mut site, args, client).await;
+        site.close_any(&args.name, served).and(exported)
     })?
+}
+
+async fn copy_all(site: &mut Site, args: &ExportArgs, client: Client) -> Result<(), String> {
+    let version = settle(site, &args.name)?;
+    let source = Source { name: &args.name, disk: Disk::Nbd(client), version };
+    let begin = Instant::now();
+    let copied = match &args.target {
+        Place::Stdout => to_stdout(args, &source).await?,
+        Place::File(path) => to_file(args, path, &source).await?,
+        Place::Nbd(url) => {
+            let note = site.note("export", &args.name)?;
+            to_nbd(args, url, &source, &note).await?
+        }
+    };
+    let before = match copied.before {
+        0 => String::new(),
+        before => format!(", {} done before", Size(before)),
+    };
+    // Standard output may have the disk.
+    eprintln!(
+        "exported {} to {} in {:.1} s: {} copied, {} zeroes skipped{before}",
+        args.name,
+        args.target,
+        begin.elapsed().as_secs_f64(),
+        Size(copied.written),
+        Size(source.disk.size() - copied.before - copied.written),
+    );
+    if source.version.is_none() || version_of(site, &args.name)? != source.version {
+        eprintln!(
+            "heeler: {} may have been written to meanwhile: then the copy is of no single \
+                 moment",
+            args.name
+        );
+    }
+    Ok(())
 }
 
 /// What is exported.
@@ -157,7 +165,7 @@ async fn to_stdout(args: &ExportArgs, source: &Source<'_>) -> Result<Copied, Str
     Ok(Copied { written, before: 0 })
 }
 
-fn only_raw(args: &ExportArgs) -> Result<(), String> {
+pub(super) fn only_raw(args: &ExportArgs) -> Result<(), String> {
     match args.format {
         Some(Format::Qcow2) => {
             Err(format!("{} takes the disk's bytes only: leave out --format", args.target))
@@ -192,7 +200,7 @@ async fn to_file(args: &ExportArgs, path: &Path, source: &Source<'_>) -> Result<
     Ok(copied)
 }
 
-fn check_file(args: &ExportArgs, path: &Path, partial: &Path) -> Result<(), String> {
+pub(super) fn check_file(args: &ExportArgs, path: &Path, partial: &Path) -> Result<(), String> {
     let shown = path.display();
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => {

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use heeler_core::event::Mode;
 
-use super::Site;
 use super::copy::{self, Copy};
 use super::disk::Disk;
 use super::extents::Extent;
@@ -13,6 +12,7 @@ use super::image::Image;
 use super::nbd::Client;
 use super::note::{Job, Note, Progress};
 use super::place::Place;
+use super::{Site, delta};
 use crate::api::{Request, VolumeInfo};
 use crate::cli::ImportArgs;
 use crate::client::{Bar, Server};
@@ -25,6 +25,11 @@ const BLOCK_BYTES: u64 = 4096;
 
 /// Copies a disk into a volume.
 pub(crate) fn import(common: Common<'_>, args: &ImportArgs) -> Result<(), String> {
+    if let Place::File(path) = &args.source
+        && delta::is_delta(path)
+    {
+        return super::apply::apply(common, args, path);
+    }
     run(async {
         let (source, version) = open_source(args).await?;
         // Before anything is made: a damaged image is found by it.

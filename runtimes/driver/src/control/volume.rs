@@ -77,7 +77,7 @@ impl Volume {
             volume: self.number,
             bytes: attached.blocks * BLOCK_BYTES as u64,
             object_shift: attached.object_shift,
-            read_only: self.view.is_some(),
+            read_only: self.view.is_some() || attached.settings.read_only,
         })
     }
 

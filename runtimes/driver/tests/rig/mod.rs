@@ -396,6 +396,7 @@ impl Rig {
                 }
             }
             ToControl::Salvaged { bytes, .. } => self.heard.salvaged.push(bytes),
+            ToControl::Cut { .. } => {}
             ToControl::Drained(core) => self.heard.drained.push(core),
         }
     }
