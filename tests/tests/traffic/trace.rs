@@ -62,7 +62,7 @@ pub(crate) fn read(path: &Path) -> Vec<Recorded> {
     records.into_iter().map(moved).collect()
 }
 
-/// A load of many kinds: streams that are not aligned, lone reads, and writes, nearly all of them to
+/// A load of many kinds: streams that are not aligned, lone reads, and writes, nearly all to
 /// an eighth of the disk.
 pub(crate) fn mixed(requests: u64, disk_bytes: u64) -> Vec<Recorded> {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
