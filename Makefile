@@ -6,8 +6,11 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 ARGS ?=
 # As in `make bench-core BENCH="--rounds 1 --workloads resident"`.
 BENCH ?=
+# As in `make bench-traffic TRACES="monday.btr.zst tuesday.btr.zst"`.
+TRACES ?=
 
-.PHONY: help serve test check loom fuzz ceph system test-rig bench bench-push bench-core clean
+.PHONY: help serve test check loom fuzz ceph system test-rig
+.PHONY: bench bench-push bench-core bench-traffic clean
 
 help:
 	@echo 'make serve   build the appliance and serve a disk (ARGS="..." are passed on)'
@@ -20,6 +23,7 @@ help:
 	@echo 'make test-rig  the appliance and a kernel, in emulated machines (JOBS="..." names some)'
 	@echo 'make bench   the appliance beside its peers'
 	@echo 'make bench-push  reads while a push runs at full rate'
+	@echo 'make bench-traffic  what recordings cost in requests to the store (TRACES="...")'
 	@echo 'make bench-core  the cost of one access beside other caches (BENCH="..." are passed on)'
 
 serve:
@@ -64,6 +68,10 @@ bench-push:
 	@tests/install serve test
 	cargo build --release -p heeler
 	tests/benches/push --out tests/benches/RESULTS-push.md
+
+bench-traffic:
+	@tests/install serve
+	HEELER_TRAFFIC="$(TRACES)" cargo test -p heeler-tests --test traffic -- --ignored --nocapture
 
 bench-core:
 	@tests/install serve

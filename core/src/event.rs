@@ -1,6 +1,7 @@
 //! The boundary of a shard: all that goes in and all that comes out. Small `Copy` values; lists of
 //! pages travel beside them as slices (in) and getters (out), so nothing here allocates.
 
+use crate::block_set::BlockSet;
 use crate::ids::{Epoch, OpId, VolumeId};
 use crate::policy::Policy;
 use crate::shard::Budget;
@@ -452,7 +453,8 @@ pub enum Output {
         /// How many there are.
         count: u32,
     },
-    /// Fill `Shard::op_pages(op)` from the store's image: `count` blocks of the object.
+    /// Fill `Shard::op_pages(op)` from the store's image: `count` blocks of the object, but for the
+    /// gaps, which have no page.
     Fetch {
         /// Answered by `Input::Fetched`.
         op: OpId,
@@ -464,6 +466,8 @@ pub enum Output {
         first: u16,
         /// Blocks.
         count: u16,
+        /// Blocks among them, counted from the first one, that nobody wants.
+        gaps: BlockSet,
     },
     /// Which of `count` blocks the store's image holds.
     Query {

@@ -75,6 +75,7 @@ use self::open::Opening;
 use self::store::{Io, Request, Store};
 pub use self::usage::StoreBytes;
 use self::view::View;
+use crate::block_set::BlockSet;
 use crate::event::{PushRun, ToKeeper, ToShard};
 use crate::ids::{Crc32c, Epoch, OpId, ShardId, VolumeId};
 use crate::time::{Duration, Instant};
@@ -102,7 +103,11 @@ pub struct Config {
     pub tail_packs_max: usize,
     /// Bytes of data in such packs, below which only their number counts.
     pub tail_bytes_min: u64,
-    /// Garbage is looked for when pushes have put so many bytes since the volume was claimed.
+    /// A checkpoint that is ready during a push has a head of its own if the push still has more
+    /// than so many bytes to go; else it is part of the push's.
+    pub long_push_bytes: u64,
+    /// Garbage is looked for when pushes have put so many bytes since the volume was claimed; more
+    /// for a volume with many map pages.
     pub collect_after: u64,
     /// Packs are rewritten when they have more garbage than so many percent of what is live, and
     /// more than so many bytes.
@@ -133,8 +138,9 @@ impl Config {
             puts_max: 4,
             tail_packs_max: 256,
             tail_bytes_min: 16 << 20,
-            collect_after: 64 << 20,
-            garbage_percent: 35,
+            long_push_bytes: 8 << 20,
+            collect_after: 16 << 20,
+            garbage_percent: 40,
             garbage_min: 8 << 20,
             copy_blocks_max: 16384,
             backoff: (Duration::from_millis(100), Duration::from_secs(10)),
@@ -220,6 +226,8 @@ pub enum Input<'a> {
         first: u16,
         /// Blocks.
         count: u16,
+        /// Those that nobody wants.
+        gaps: BlockSet,
     },
     /// `Output::Query` of a shard. Answered by [`Output::QueryAnswer`] or
     /// [`Output::QueryFailed`].
@@ -390,7 +398,7 @@ pub enum Output {
         op: OpId,
         /// Blocks of the fetch.
         count: u16,
-        /// What to read; blocks of the fetch that are in none of them are zeroes.
+        /// What to read; wanted blocks of the fetch that are in none of them are zeroes.
         reads: Vec<PackRead>,
     },
     /// The map could not be read: the fetch fails.

@@ -6,6 +6,7 @@
 extern crate alloc;
 
 pub mod ages;
+pub mod block_set;
 pub mod budget;
 pub mod buffer;
 pub mod cache;

@@ -26,6 +26,7 @@ mod reclaim;
 mod request;
 mod salvage;
 mod scrub;
+mod stream;
 mod task;
 mod volume;
 mod write;

@@ -24,6 +24,9 @@ use crate::wire::head::{Head, TailPack};
 use crate::wire::map_page::{MapPage, PackRef};
 use crate::wire::names::ObjectName;
 
+/// Everything is counted when so many bytes were pushed for each map page that is read for it.
+const PAGE_COST: u64 = 512 << 10;
+
 /// A map page that a checkpoint wrote anew, with the volume's own packs before and after.
 #[derive(Debug)]
 pub(super) struct Folded {
@@ -279,7 +282,8 @@ impl Collect {
             return;
         }
         if !self.known {
-            if self.pushed_bytes >= io.config.collect_after {
+            let reading = head.pages.len() as u64 * PAGE_COST;
+            if self.pushed_bytes >= io.config.collect_after.max(reading) {
                 self.state = State::Scanning(Box::new(Scan::start(io, head)));
             }
             return;
@@ -290,8 +294,10 @@ impl Collect {
         if self.stalled || garbage <= allowed.max(io.config.garbage_min) {
             return;
         }
-        // To half of what is allowed: every block that is copied costs, and others die meanwhile.
-        let (blocks_max, excess) = (io.config.copy_blocks_max as u32, garbage - allowed / 2);
+        // To three quarters of what is allowed: every block that is copied costs, and others die
+        // meanwhile.
+        let excess = garbage - allowed / 4 * 3;
+        let blocks_max = io.config.copy_blocks_max as u32;
         let victims = self.usage.victims(&head.snapshots, blocks_max, excess);
         if victims.is_empty() {
             self.stalled = true;

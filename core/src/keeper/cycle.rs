@@ -46,12 +46,21 @@ struct Batch {
     blocks: u64,
 }
 
+/// A batch that waits for its pack to be full.
+#[derive(Debug)]
+struct Gathered {
+    batch: Batch,
+    runs: Vec<PushRun>,
+    crcs: Vec<u32>,
+}
+
 /// The pack that is being filled.
 #[derive(Debug, Default)]
 struct Open {
-    runs: Vec<pack::Run>,
-    crcs: Vec<u32>,
-    batches: Vec<Batch>,
+    batches: Vec<Gathered>,
+    /// Of all of them.
+    runs: usize,
+    data_blocks: usize,
     /// When it goes out as it is.
     deadline: Option<Instant>,
 }
@@ -146,6 +155,11 @@ impl Cycle {
         (self.announced, self.stored)
     }
 
+    /// Bytes that the shards have announced and that are not in the store yet.
+    pub(super) fn backlog_bytes(&self) -> u64 {
+        self.announced.saturating_sub(self.stored) * BLOCK_BYTES as u64
+    }
+
     /// When a pack goes out though it is not full.
     pub(super) fn timeout(&self) -> Option<Instant> {
         self.open.deadline
@@ -187,43 +201,31 @@ impl Cycle {
         assert_eq!(self.stage, Stage::Packing, "batches come when all shards are frozen");
         assert_eq!(self.shards[usize::from(shard.0)], Progress::Frozen, "and before Pushed");
         assert!(crcs.len() <= BATCH_BLOCKS_MAX, "a batch is bounded");
-        let full = self.open.crcs.len() + crcs.len() > PACK_BLOCKS_MAX
-            || self.open.runs.len() + runs.len() > PACK_RUNS_MAX;
+        let full = self.open.data_blocks + crcs.len() > PACK_BLOCKS_MAX
+            || self.open.runs + runs.len() > PACK_RUNS_MAX;
         if full {
             self.seal(io, head);
         }
-        let mut taken = 0;
+        let mut data_blocks = 0;
+        let mut blocks = 0;
         for run in runs {
-            let count = if run.zero { 0 } else { usize::from(run.count) };
-            self.note(head, run, &crcs[taken..taken + count]);
-            taken += count;
+            let end = u32::from(run.first) + u32::from(run.count);
+            assert!(run.count > 0 && end <= head.object_blocks(), "a run is inside its object");
+            blocks += u64::from(run.count);
+            data_blocks += if run.zero { 0 } else { usize::from(run.count) };
         }
-        assert_eq!(taken, crcs.len(), "a batch has a CRC for each data block");
-        let blocks: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
+        assert_eq!(data_blocks, crcs.len(), "a batch has a CRC for each data block");
         let batch = Batch { shard, handle, blocks };
         if blocks == 0 {
             return self.finish(io, batch);
         }
-        self.open.batches.push(batch);
+        self.open.batches.push(Gathered { batch, runs: runs.into(), crcs: crcs.into() });
+        self.open.runs += runs.len();
+        self.open.data_blocks += data_blocks;
         self.open.deadline = Some(io.now + LINGER);
-        if self.open.crcs.len() == PACK_BLOCKS_MAX {
+        if self.open.data_blocks == PACK_BLOCKS_MAX {
             self.seal(io, head);
         }
-    }
-
-    /// Adds a run of a batch to the open pack.
-    fn note(&mut self, head: &Head, run: &PushRun, crcs: &[u32]) {
-        let &PushRun { object, first, count, zero } = run;
-        let end = u32::from(first) + u32::from(count);
-        assert!(count > 0 && end <= head.object_blocks(), "a run is inside its object");
-        let joins = self.open.runs.last_mut().filter(|last| {
-            last.object == object && last.first + last.count == first && last.zero == zero
-        });
-        match joins {
-            Some(last) => last.count += count,
-            None => self.open.runs.push(pack::Run { object, first, count, zero }),
-        }
-        self.open.crcs.extend_from_slice(crcs);
     }
 
     /// Sends out packs that have waited long enough.
@@ -235,13 +237,17 @@ impl Cycle {
 
     /// Completes the open pack, if there is anything in it.
     fn seal(&mut self, io: &mut Io<'_>, head: &Head) {
-        let open = core::mem::take(&mut self.open);
-        if open.batches.is_empty() {
+        let mut gathered = core::mem::take(&mut self.open).batches;
+        if gathered.is_empty() {
             return;
         }
+        // A shard goes through its objects one by one: so neighbours stay together.
+        gathered.sort_by_key(|gathered| gathered.batch.shard);
         let n = self.packs.len() as u32;
         let (volume, epoch) = (io.config.uuid, self.epoch);
-        let header = pack::Header { volume, epoch, n, runs: open.runs, crcs: open.crcs };
+        let runs = joined(gathered.iter().flat_map(|gathered| &gathered.runs));
+        let crcs = gathered.iter().flat_map(|gathered| &gathered.crcs).copied().collect();
+        let header = pack::Header { volume, epoch, n, runs, crcs };
         let tail = TailPack { source: 0, epoch, n, header_bytes: header.bytes() };
         let bytes = header.encode(io.config.crc32c).into();
         self.changes.add(head, tail, &header);
@@ -250,7 +256,8 @@ impl Cycle {
         let data_bytes = (data_blocks * BLOCK_BYTES) as u64;
         self.data_bytes += data_bytes;
         self.pack_bytes.push(u64::from(tail.header_bytes) + data_bytes);
-        self.sealed.push_back(Sealed { n, header: bytes, batches: open.batches, data_blocks });
+        let batches = gathered.iter().map(|gathered| gathered.batch).collect();
+        self.sealed.push_back(Sealed { n, header: bytes, batches, data_blocks });
         self.put_packs(io);
     }
 
@@ -290,12 +297,28 @@ impl Cycle {
     /// The volume is lost: lets go of all batches.
     pub(super) fn abandon(&mut self, io: &mut Io<'_>) {
         let open = core::mem::take(&mut self.open).batches;
+        let open = open.into_iter().map(|gathered| gathered.batch);
         let sealed = self.sealed.drain(..).flat_map(|sealed| sealed.batches);
         let putting = core::mem::take(&mut self.putting).into_values().flatten();
-        for batch in open.into_iter().chain(sealed).chain(putting) {
+        for batch in open.chain(sealed).chain(putting) {
             io.out.push_back(Output::DropBatch(batch.handle));
         }
     }
+}
+
+/// The runs of a pack: those that follow each other as one.
+fn joined<'a>(runs: impl Iterator<Item = &'a PushRun>) -> Vec<pack::Run> {
+    let mut joined: Vec<pack::Run> = Vec::new();
+    for &PushRun { object, first, count, zero } in runs {
+        let joins = joined.last_mut().filter(|last| {
+            last.object == object && last.first + last.count == first && last.zero == zero
+        });
+        match joins {
+            Some(last) => last.count += count,
+            None => joined.push(pack::Run { object, first, count, zero }),
+        }
+    }
+    joined
 }
 
 /// The same mail to every shard.

@@ -74,8 +74,18 @@ pub(super) struct Held {
 #[derive(Debug)]
 struct Next {
     head: Head,
+    /// The push that runs is in it.
+    pushes: bool,
     /// The checkpoint's pages are in it.
     folds: bool,
+}
+
+/// What a head is made for; a checkpoint's pages are in it if they are ready.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Commit {
+    Push,
+    Checkpoint,
+    Release,
 }
 
 /// Whether the volume stays ours.
@@ -196,12 +206,13 @@ impl Held {
                 assert_eq!(cycle.epoch, epoch, "batches are of the closed epoch");
                 cycle.handle_batch(io, &self.head, (shard, batch), runs, crcs);
             }
-            Input::Fetch { shard, op, object, first, count } => {
-                let wanted = Wanted::new(&self.head, (shard, op), object, (first, count), false);
+            Input::Fetch { shard, op, object, first, count, gaps } => {
+                let blocks = (first, count);
+                let wanted = Wanted::new(&self.head, (shard, op), object, blocks, Some(gaps));
                 self.map.want(io, &self.head, wanted);
             }
             Input::Query { shard, op, object, first, count } => {
-                let wanted = Wanted::new(&self.head, (shard, op), object, (first, count), true);
+                let wanted = Wanted::new(&self.head, (shard, op), object, (first, count), None);
                 self.map.want(io, &self.head, wanted);
             }
             Input::PushNow { ticket } => {
@@ -400,10 +411,13 @@ impl Held {
     fn step(&mut self, io: &mut Io<'_>) -> bool {
         if let Some(cycle) = &self.cycle {
             if !cycle.is_stored() {
-                return true;
+                // What the checkpoint makes free need not wait for the end of a long push, nor will
+                // the push wait for this head.
+                let long = cycle.backlog_bytes() > io.config.long_push_bytes;
+                return !(self.folded && long) || self.commit(io, Commit::Checkpoint);
             }
             if cycle.changed() || self.folded {
-                return self.commit(io, false);
+                return self.commit(io, Commit::Push);
             }
             self.finish_cycle(io);
         }
@@ -413,9 +427,9 @@ impl Held {
         if self.wanted || due {
             self.start_cycle(io);
         } else if self.folded {
-            return self.commit(io, false);
+            return self.commit(io, Commit::Checkpoint);
         } else if self.detaching && self.checkpoint.is_none() {
-            return self.commit(io, true);
+            return self.commit(io, Commit::Release);
         }
         true
     }
@@ -448,24 +462,25 @@ impl Held {
     }
 
     /// Creates the next head. False if there are no numbers left.
-    fn commit(&mut self, io: &mut Io<'_>, release: bool) -> bool {
+    fn commit(&mut self, io: &mut Io<'_>, what: Commit) -> bool {
         let Some(number) = self.head.number.checked_add(1) else { return false };
         let mut head = Head {
             number,
             written_unix_secs: io.unix_secs,
             epoch: self.committed,
-            released: release,
+            released: what == Commit::Release,
             ..self.head.clone()
         };
         if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| self.folded) {
             checkpoint.put_into(&mut head);
         }
-        if let Some(cycle) = &self.cycle {
+        let pushes = what == Commit::Push;
+        if let Some(cycle) = self.cycle.as_ref().filter(|_| pushes) {
             head.epoch = cycle.epoch;
             head.tail.extend_from_slice(&cycle.packs);
             cycle.edits.iter().for_each(|edit| edit.apply(&mut head));
         }
-        self.next = Some(Next { head, folds: self.folded });
+        self.next = Some(Next { head, pushes, folds: self.folded });
         self.create_next(io);
         true
     }
@@ -485,7 +500,7 @@ impl Held {
     /// The next head is the newest: the image is its.
     fn committed_next(&mut self, io: &mut Io<'_>) {
         self.proved = io.now;
-        let Next { head, folds } = self.next.take().expect("a commit is under way");
+        let Next { head, pushes, folds } = self.next.take().expect("a commit is under way");
         let before = core::mem::replace(&mut self.head, head);
         self.supersede_heads(&before);
         if self.head.blocks != before.blocks {
@@ -502,7 +517,7 @@ impl Held {
                 self.supersede_page(&before, page);
             }
         }
-        if let Some(cycle) = &mut self.cycle {
+        if let Some(cycle) = self.cycle.as_mut().filter(|_| pushes) {
             if !cycle.packs.is_empty() {
                 assert!(cycle.changes.sort(), "a push has each block once");
                 self.map.absorb(&cycle.changes);
@@ -572,7 +587,7 @@ impl Held {
         }
         // The pages are named by an epoch of this term that is committed, each only once.
         if self.committed < self.next_page_epoch {
-            self.wanted = true;
+            self.wanted |= self.cycle.is_none();
             return;
         }
         self.next_page_epoch = self.committed.next();

@@ -17,6 +17,7 @@ use alloc::vec::Vec;
 use super::changes::Changes;
 use super::store::{Call, Fault, Io, Request, Task};
 use super::{Output, PackPart, PackRead, StoreResult};
+use crate::block_set::BlockSet;
 use crate::ids::{BLOCK_BYTES, OpId, ShardId};
 use crate::limits::MAP_PAGE_BLOCKS;
 use crate::wire::head::Head;
@@ -35,7 +36,8 @@ pub(super) struct Wanted {
     pub(super) page: u32,
     pub(super) first: u16,
     pub(super) count: u16,
-    pub(super) query: bool,
+    /// Of a fetch: blocks that nobody wants. `None`: it is a query.
+    pub(super) gaps: Option<BlockSet>,
 }
 
 impl Wanted {
@@ -45,12 +47,12 @@ impl Wanted {
         (shard, op): (ShardId, OpId),
         object: u32,
         (first, count): (u16, u16),
-        query: bool,
+        gaps: Option<BlockSet>,
     ) -> Self {
         let inside = u32::from(first) + u32::from(count) <= head.object_blocks();
         assert!(inside, "a fetch is inside its object");
         let (page, first) = head.place_of(object, first);
-        Self { shard, op, page, first, count, query }
+        Self { shard, op, page, first, count, gaps }
     }
 }
 
@@ -323,7 +325,7 @@ impl Map {
 /// A fetch or query that cannot be answered.
 pub(super) fn refuse(io: &mut Io<'_>, wanted: &Wanted) {
     let (shard, op) = (wanted.shard, wanted.op);
-    io.out.push_back(if wanted.query {
+    io.out.push_back(if wanted.gaps.is_none() {
         Output::QueryFailed { shard, op }
     } else {
         Output::FetchFailed { shard, op }
@@ -331,9 +333,9 @@ pub(super) fn refuse(io: &mut Io<'_>, wanted: &Wanted) {
 }
 
 fn answer(io: &mut Io<'_>, head: &Head, wanted: &Wanted, layers: &[&MapPage]) {
-    let &Wanted { shard, op, first, count, .. } = wanted;
+    let &Wanted { shard, op, first, count, gaps, .. } = wanted;
     let found = MapPage::look_through(layers, first, count);
-    if wanted.query {
+    let Some(gaps) = gaps else {
         let mut data = vec![false; count.into()];
         for piece in found.iter().filter(|piece| piece.data.is_some()) {
             let at = usize::from(piece.first - first);
@@ -341,12 +343,30 @@ fn answer(io: &mut Io<'_>, head: &Head, wanted: &Wanted, layers: &[&MapPage]) {
         }
         io.out.push_back(Output::QueryAnswer { shard, op, data });
         return;
-    }
+    };
     let pieces = found.iter().filter_map(|piece| Some((piece.data?, piece.first - first)));
-    let reads = plan(pieces.collect(), GAP_BLOCKS_MAX, |data| {
+    let wanted = pieces.flat_map(|(data, first)| without(&gaps, data, first));
+    let reads = plan(wanted.collect(), GAP_BLOCKS_MAX, |data| {
         names::pack_key(head.volume_of(data.pack.source), data.pack.epoch, data.pack.n)
     });
     io.out.push_back(Output::FetchPlan { shard, op, count, reads });
+}
+
+/// The parts of a piece that are wanted, each with its first block in the fetch.
+fn without<'a>(
+    gaps: &BlockSet,
+    data: Data<'a>,
+    first: u16,
+) -> impl Iterator<Item = (Data<'a>, u16)> {
+    let mut at = 0;
+    core::iter::from_fn(move || {
+        let is_gap = |index: &usize| gaps.contains(usize::from(first) + index);
+        let begin = (at..data.crcs.len()).find(|index| !is_gap(index))?;
+        let end = (begin..data.crcs.len()).find(is_gap).unwrap_or(data.crcs.len());
+        at = end;
+        let (offset, crcs) = (data.offset + begin as u16, &data.crcs[begin..end]);
+        Some((Data { offset, crcs, ..data }, first + begin as u16))
+    })
 }
 
 /// Turns pieces (with their first block in the fetch) into as few reads as is sensible: gaps of up

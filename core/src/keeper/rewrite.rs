@@ -24,8 +24,9 @@ use crate::wire::map_page::{Data, MapPage, PackRef};
 use crate::wire::names;
 use crate::wire::pack::{self, FIRST_COPY};
 
-/// Unwanted blocks that are read along: a request costs as much as so many bytes (512 KiB).
-const GAP_BLOCKS_MAX: u16 = 128;
+/// Unwanted blocks that are read along (64 KiB): nobody waits, and many of these packs hold one
+/// live block here and one there.
+const GAP_BLOCKS_MAX: u16 = 16;
 
 /// Where blocks lie that were copied: by where they lay.
 pub(super) type Moves = BTreeMap<(PackRef, u16), (PackRef, u16)>;

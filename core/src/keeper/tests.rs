@@ -11,6 +11,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::*;
+use crate::block_set::BlockSet;
 use crate::event::{Buffering, Mode};
 use crate::limits::{BATCH_BLOCKS_MAX, MAP_PAGE_BLOCKS};
 use crate::wire::frame::tests::crc32c;
@@ -144,7 +145,7 @@ struct Server {
     refusals: Vec<(u64, EditError)>,
     /// Size in blocks, since it was changed.
     resized: Option<u64>,
-    fetches: BTreeMap<u32, (u32, u16, u16)>,
+    fetches: BTreeMap<u32, (u32, u16, u16, BlockSet)>,
     next_fetch: u32,
     fetched: u32,
     creates: u32,
@@ -192,6 +193,7 @@ impl World {
             puts_max: 2,
             tail_packs_max: 3,
             tail_bytes_min: [0, 1 << 20][seed as usize % 2],
+            long_push_bytes: 1 << 18,
             collect_after: 1 << 20,
             garbage_min: 1 << 19,
             copy_blocks_max: [100, 5000][seed as usize / 2 % 2],
@@ -337,7 +339,7 @@ impl World {
             }
             Output::FetchPlan { op, count, reads, .. } => self.check_fetch(s, op, count, &reads),
             Output::QueryAnswer { op, data, .. } => {
-                let (object, first, count) = server.fetches.remove(&op.slot).unwrap();
+                let (object, first, count, _) = server.fetches.remove(&op.slot).unwrap();
                 let image = &self.images[&server.committed];
                 let base = (object * OBJECT_BLOCKS) as usize + usize::from(first);
                 let blocks = &image[base..base + usize::from(count)];
@@ -358,13 +360,20 @@ impl World {
 
     fn check_fetch(&mut self, s: usize, op: OpId, count: u16, reads: &[PackRead]) {
         let server = &mut self.servers[s];
-        let (object, first, asked) = server.fetches.remove(&op.slot).unwrap();
+        let (object, first, asked, gaps) = server.fetches.remove(&op.slot).unwrap();
         assert_eq!(count, asked);
+        for part in reads.iter().flat_map(|read| &read.parts) {
+            let blocks = usize::from(part.first)..usize::from(part.first) + part.crcs.len();
+            assert!(blocks.into_iter().all(|at| !gaps.contains(at)), "nobody wants it");
+        }
         let mut found = vec![0; count.into()];
         self.read(reads, &mut found);
         let server = &mut self.servers[s];
         let base = (object * OBJECT_BLOCKS) as usize + usize::from(first);
-        assert_eq!(found, self.images[&server.committed][base..base + usize::from(count)]);
+        let image = &self.images[&server.committed][base..base + usize::from(count)];
+        for at in (0..count.into()).filter(|at| !gaps.contains(*at)) {
+            assert_eq!(found[at], image[at], "block {at} of {count}");
+        }
         server.fetched += 1;
     }
 
@@ -539,12 +548,17 @@ impl World {
         let server = &mut self.servers[s];
         server.next_fetch += 1;
         let op = OpId { slot: server.next_fetch, generation: 0 };
-        server.fetches.insert(op.slot, (object, first, count));
+        let mut gaps = BlockSet::EMPTY;
+        if self.rng.percent(50) {
+            (0..count.into()).filter(|_| self.rng.percent(30)).for_each(|at| gaps.insert(at));
+        }
+        let server = &mut self.servers[s];
+        server.fetches.insert(op.slot, (object, first, count, gaps));
         let shard = ShardId(0);
         let input = if self.rng.percent(20) {
             Input::Query { shard, op, object, first, count }
         } else {
-            Input::Fetch { shard, op, object, first, count }
+            Input::Fetch { shard, op, object, first, count, gaps }
         };
         self.feed(s, input);
     }
@@ -966,7 +980,8 @@ fn a_view_serves_what_the_snapshot_was() {
         for object in 0..12 {
             let op = OpId { slot: object, generation: 1 };
             let (shard, first, count) = (ShardId(0), 3, 50);
-            let fetch = Input::Fetch { shard, op, object, first, count };
+            let gaps = BlockSet::EMPTY;
+            let fetch = Input::Fetch { shard, op, object, first, count, gaps };
             let answer = drive_view(&mut keeper, &world.objects, fetch);
             let [Output::FetchPlan { reads, .. }] = &answer[..] else { panic!("{answer:?}") };
             let mut crcs = vec![block_crc(0); count.into()];
@@ -1451,6 +1466,29 @@ fn nothing_dirty_makes_no_head_and_age_starts_a_push() {
     assert_eq!((status.backlog_bytes, status.pushed_bytes, status.dirty_since), (0, 4096, None));
 }
 
+/// What it makes free goes meanwhile. A push that is nearly over takes the checkpoint along.
+#[test]
+fn a_checkpoint_does_not_wait_for_the_end_of_a_long_push() {
+    let mut world = World::new(12);
+    let s = world.add();
+    world.attach(s, false);
+    for ticket in 1..3 {
+        (0..40).for_each(|at| world.write(s, at * 3, ticket));
+        world.push(s, ticket);
+    }
+    (0..40).for_each(|at| world.write(s, at * 3, 9));
+    (0..3000).for_each(|at| world.write(s, 200 + at, 9));
+    let committed = world.servers[s].committed;
+    world.feed(s, Input::PushNow { ticket: 3 });
+    world.run_until(|world| {
+        let (head, status) = (world.newest(), world.servers[s].keeper.status());
+        status.phase == Phase::Pushing && head.epoch == committed && head.tail.is_empty()
+    });
+    assert!(!world.newest().pages.is_empty() && world.servers[s].done.len() == 2);
+    world.run_until(|world| world.servers[s].done.len() == 3);
+    assert_eq!(read_image(&world.objects).1, world.content(s));
+}
+
 #[test]
 fn overwritten_and_zeroed_blocks_leave_pages_and_heads_behind_to_be_deleted() {
     let mut world = World::new(8);
@@ -1539,8 +1577,9 @@ fn without_the_store_fetches_fail_and_pushes_wait() {
     world.write(s, 5, 2);
     world.feed(s, Input::PushNow { ticket: 2 });
     let op = OpId { slot: 1, generation: 0 };
-    world.servers[s].fetches.insert(1, (0, 0, 8));
-    world.feed(s, Input::Fetch { shard: ShardId(0), op, object: 0, first: 0, count: 8 });
+    let (shard, object, first, count, gaps) = (ShardId(0), 0, 0, 8, BlockSet::EMPTY);
+    world.servers[s].fetches.insert(1, (object, first, count, gaps));
+    world.feed(s, Input::Fetch { shard, op, object, first, count, gaps });
     world.run_until(|world| world.servers[s].fetches.is_empty());
     for _ in 0..100_000 {
         world.step();

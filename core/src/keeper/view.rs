@@ -43,12 +43,12 @@ impl View {
 
     /// Everything but the ends of store operations.
     pub(super) fn handle(&mut self, io: &mut Io<'_>, input: Input<'_>) {
-        let (shard, op, object, blocks, query) = match input {
-            Input::Fetch { shard, op, object, first, count } => {
-                (shard, op, object, (first, count), false)
+        let (shard, op, object, blocks, gaps) = match input {
+            Input::Fetch { shard, op, object, first, count, gaps } => {
+                (shard, op, object, (first, count), Some(gaps))
             }
             Input::Query { shard, op, object, first, count } => {
-                (shard, op, object, (first, count), true)
+                (shard, op, object, (first, count), None)
             }
             Input::Batch { batch, .. } => return io.out.push_back(Output::DropBatch(batch)),
             Input::PushNow { ticket } | Input::Edit { ticket, .. } => {
@@ -58,9 +58,9 @@ impl View {
         };
         match &mut self.state {
             State::Open(head, map) => {
-                map.want(io, head, Wanted::new(head, (shard, op), object, blocks, query));
+                map.want(io, head, Wanted::new(head, (shard, op), object, blocks, gaps));
             }
-            _ if query => io.out.push_back(Output::QueryFailed { shard, op }),
+            _ if gaps.is_none() => io.out.push_back(Output::QueryFailed { shard, op }),
             _ => io.out.push_back(Output::FetchFailed { shard, op }),
         }
     }

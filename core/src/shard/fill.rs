@@ -23,10 +23,21 @@ pub(crate) struct FillBlock {
     pub(crate) crc: u32,
 }
 
+impl FillBlock {
+    /// Stands for a block that is not fetched with those around it.
+    pub(crate) const GAP: Self =
+        Self { addr: BlockAddr(NIL), buffer: BufferId(NIL), onode: NIL, crc: 0 };
+
+    pub(crate) fn is_gap(&self) -> bool {
+        self.onode == NIL
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Fill {
     /// First page in the region, or [`NIL`] for a fetch from the store.
     pub(crate) at: u32,
+    /// One for each block; that of a gap is none.
     pub(crate) pages: heapless::Vec<PageId, BATCH_BLOCKS_MAX>,
     pub(crate) blocks: heapless::Vec<FillBlock, BATCH_BLOCKS_MAX>,
     pub(crate) waiters: Fifo,
@@ -40,6 +51,14 @@ pub(crate) struct Fill {
     /// It is for a push: nobody else waits for it.
     pub(crate) push: bool,
     next: u32,
+}
+
+impl Fill {
+    /// Leaves out a block between those that are fetched.
+    pub(crate) fn add_gap(&mut self) {
+        self.pages.push(PageId::NONE).expect("a fill is no larger than a batch");
+        self.blocks.push(FillBlock::GAP).expect("a fill is no larger than a batch");
+    }
 }
 
 #[derive(Debug)]

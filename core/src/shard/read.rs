@@ -15,7 +15,7 @@ use super::{Op, Shard};
 use crate::buffer::{BufferId, State};
 use crate::event::{Advice, Output, RequestKind, Status};
 use crate::ids::OpId;
-use crate::limits::{BATCH_BLOCKS_MAX, LEAF_BLOCKS, REQUEST_BLOCKS_MAX};
+use crate::limits::LEAF_BLOCKS;
 use crate::onode::NIL;
 use crate::policy::{Hint, Level};
 
@@ -48,7 +48,7 @@ pub(super) enum Collected {
 }
 
 /// How dear what is filled is to its reader.
-fn level(keeps: bool) -> Level {
+pub(super) fn level(keeps: bool) -> Level {
     if keeps { Level::High } else { Level::Low }
 }
 
@@ -75,7 +75,7 @@ impl Shard<'_> {
     }
 
     /// Where a client's task finds a block: a scrub passes over clean data in RAM.
-    fn find(&self, task: u32, block: u16) -> Source {
+    pub(super) fn find(&self, task: u32, block: u16) -> Source {
         let onode = self.tasks.get(task).onode;
         let source = self.source(onode, block);
         let Source::Ram(buffer) = source else { return source };
@@ -100,7 +100,7 @@ impl Shard<'_> {
     }
 
     /// Whether what a client's task reads stays in RAM, and in the log.
-    fn keeps_reads(&self, task: u32) -> bool {
+    pub(super) fn keeps_reads(&self, task: u32) -> bool {
         let task = self.tasks.get(task);
         let mode = self.volumes[task.volume].mode;
         match task.request().advice {
@@ -285,93 +285,6 @@ impl Shard<'_> {
         self.emit(Output::DeviceRead { op, at, count });
     }
 
-    /// Starts a fetch of the blocks from `at` on that only the store has. A stream is read ahead,
-    /// each time twice as far, up to a whole batch.
-    fn fill_from_store(&mut self, task: u32, at: usize) -> usize {
-        let onode = self.tasks.get(task).onode;
-        let held = &self.tasks.get(task).held;
-        let first = held[at].block;
-        let mut wanted = 0;
-        while held.get(at + wanted).is_some_and(|block| {
-            block.held == Held::Unresolved
-                && block.block == first + wanted as u16
-                && self.find(task, block.block) == Source::Store
-        }) {
-            wanted += 1;
-        }
-        let (keeps, bypasses) = (self.keeps_reads(task), self.bypasses(task));
-        let volume = self.tasks.get(task).volume;
-        let ahead = !bypasses && self.volumes[volume].mode.keeps_reads();
-        let stream = ahead && self.note_stream(onode, first, wanted);
-        let ahead = self.readahead(task, first, wanted, stream);
-        let fill = self.fills.start(NIL, level(keeps)).expect("collect saw to it");
-        let mut count = 0;
-        for block in first..first + (wanted + ahead) as u16 {
-            let Some((leaf, index)) = self.onodes.leaf_for(onode, block) else { break };
-            let buffer = self.onodes.ram(leaf, index);
-            if buffer.is_some() && self.buffers.is_resident(buffer) {
-                // A scrub passes over it.
-                let buffer = self.fill_privately(fill, onode, leaf, index, 0);
-                let page = self.buffers.page(buffer);
-                self.hold(task, at + count, Held::Buffer(buffer, page));
-                count += 1;
-                continue;
-            }
-            let buffer = self.add_to_fill(fill, onode, leaf, index, 0);
-            if count < wanted {
-                self.hold_buffer(task, at + count, buffer);
-            }
-            count += 1;
-        }
-        assert!(count >= wanted, "leaves were reserved");
-        self.fills.get_mut(fill).admit = keeps && !stream;
-        self.fills.get_mut(fill).scrub = bypasses;
-        self.count(task, |traffic| {
-            traffic.store_blocks += wanted as u64;
-            traffic.fetched_blocks += count as u64;
-        });
-        let op = self.start_op(Op::Fill(fill));
-        let volume = self.volumes[self.tasks.get(task).volume].id;
-        let object = self.onodes.get(onode).object;
-        self.emit(Output::Fetch { op, volume, object, first, count: count as u16 });
-        wanted
-    }
-
-    /// Notes a miss and tells whether it belongs to a sequential stream.
-    fn note_stream(&mut self, onode: u32, first: u16, count: usize) -> bool {
-        let slot = self.onodes.get_mut(onode);
-        let follows = slot.stream_end == first && (slot.stream_run > 0 || first == 0);
-        slot.stream_run = if follows { slot.stream_run.saturating_add(count as u16) } else { 1 };
-        slot.stream_end = first + count as u16;
-        follows && usize::from(slot.stream_run) >= REQUEST_BLOCKS_MAX
-    }
-
-    /// How many blocks after a miss to fetch with it.
-    fn readahead(&mut self, task: u32, first: u16, wanted: usize, stream: bool) -> usize {
-        if !stream {
-            return 0;
-        }
-        let onode = self.tasks.get(task).onode;
-        let object = self.onodes.get(onode).object;
-        let end = self.volumes[self.tasks.get(task).volume].blocks_of(object) as usize;
-        let run = usize::from(self.onodes.get(onode).stream_run);
-        let spare = (self.buffers.available() as usize).saturating_sub(wanted) / 4;
-        let most = run.min(BATCH_BLOCKS_MAX - wanted).min(spare);
-        let mut ahead = 0;
-        while ahead < most {
-            let block = usize::from(first) + wanted + ahead;
-            if block >= end || self.source(onode, block as u16) != Source::Store {
-                break;
-            }
-            if block.is_multiple_of(LEAF_BLOCKS) && self.onodes.leaves_free() == 0 {
-                break;
-            }
-            ahead += 1;
-        }
-        self.onodes.get_mut(onode).stream_end += ahead as u16;
-        ahead
-    }
-
     /// Looks through what a task holds: fills that ended well, badly, or not yet.
     pub(super) fn wait_for_fills(&mut self, task: u32) -> Collected {
         for at in 0..self.tasks.get(task).held.len() {
@@ -511,6 +424,9 @@ impl Shard<'_> {
         let Some(Op::Fill(fill)) = self.end_op(op) else { return };
         for index in 0..self.fills.get(fill).blocks.len() {
             let block = self.fills.get(fill).blocks[index];
+            if block.is_gap() {
+                continue;
+            }
             let (leaf, position) = place(block.addr);
             let current = self.is_current(block.buffer);
             let mark = match (ok, crcs.get(index).copied().flatten()) {

@@ -116,6 +116,7 @@ impl Shard<'_> {
                 return true;
             }
             self.want(task, first, count);
+            self.note_read(self.tasks.get(task).onode, first, count);
         }
         match self.collect(task) {
             Collected::All => self.collected(task),

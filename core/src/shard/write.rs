@@ -302,6 +302,9 @@ impl Shard<'_> {
     pub(super) fn admit_fill(&mut self, fill: u32) {
         for at in 0..self.fills.get(fill).blocks.len() {
             let block = self.fills.get(fill).blocks[at];
+            if block.is_gap() {
+                continue;
+            }
             let buffer = block.buffer;
             if self.buffers.state(buffer) != State::Clean || self.buffers.is_detached(buffer) {
                 continue;

@@ -28,6 +28,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use heeler_core::block_set::BlockSet;
 use heeler_core::event::{ToKeeper, ToShard};
 use heeler_core::ids::{CoreId, Epoch, OpId, ShardId, VolumeId};
 use heeler_core::keeper::{
@@ -317,6 +318,7 @@ struct Asked {
     object: u32,
     first: u16,
     count: u16,
+    gaps: BlockSet,
     /// How often its reads have been planned.
     plans: u32,
 }
@@ -1008,10 +1010,10 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
     fn plan_fetch(&mut self, now: Instant, shard: ShardId, op: OpId) {
         let asked = self.asked.get_mut(&(shard, op)).expect("a fetch is answered once");
         asked.plans += 1;
-        let Asked { volume, object, first, count, .. } = *asked;
+        let Asked { volume, object, first, count, gaps, .. } = *asked;
         match self.keeper_of(volume) {
             Some(index) => {
-                self.feed(now, index, Input::Fetch { shard, op, object, first, count });
+                self.feed(now, index, Input::Fetch { shard, op, object, first, count, gaps });
             }
             None => self.end_fetch(shard, op, None),
         }
@@ -1133,8 +1135,8 @@ impl<S: StoreIo, T: TableIo> Control<S, T> {
                     self.feed(now, index, Input::Shard(shard, mail));
                 }
             }
-            ToControl::Fetch { shard, op, volume, object, first, count } => {
-                let asked = Asked { volume, object, first, count, plans: 0 };
+            ToControl::Fetch { shard, op, volume, object, first, count, gaps } => {
+                let asked = Asked { volume, object, first, count, gaps, plans: 0 };
                 self.asked.insert((shard, op), asked);
                 self.plan_fetch(now, shard, op);
             }

@@ -757,7 +757,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                     (Place::Shard(shard.0.into()), host.shard.pages_back().to_vec());
                 self.post.send_to_control(ToControl::Pages { from, pages });
             }
-            Output::Fetch { op, volume, object, first, count } => {
+            Output::Fetch { op, volume, object, first, count, gaps } => {
                 self.post.send_to_control(ToControl::Fetch {
                     shard,
                     op,
@@ -765,6 +765,7 @@ impl<Q: BlockQueue> CoreLoop<'_, Q> {
                     object,
                     first,
                     count,
+                    gaps,
                 });
             }
             Output::Query { op, volume, object, first, count } => {

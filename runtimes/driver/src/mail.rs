@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use heeler_core::block_set::BlockSet;
 use heeler_core::buffer;
 use heeler_core::counters::{Scrubbed, Traffic};
 use heeler_core::event::{PushRun, Reply, Request, ToKeeper, ToShard};
@@ -163,6 +164,8 @@ pub enum ToControl {
         first: u16,
         /// Blocks.
         count: u16,
+        /// Those that nobody wants.
+        gaps: BlockSet,
     },
     /// A shard's `Output::Query`.
     Query {

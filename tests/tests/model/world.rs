@@ -9,6 +9,7 @@ mod sizes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 
+use heeler_core::block_set::BlockSet;
 use heeler_core::config::ShardConfig;
 use heeler_core::event::{
     Advice, Buffering, Input, Mode, Output, PushRun, Reply, Request, RequestKind, Status, ToKeeper,
@@ -266,6 +267,7 @@ impl World {
         config.pages_max = 2;
         (config.tail_packs_max, config.tail_bytes_min) = (5, 1 << 20);
         (config.collect_after, config.garbage_min) = (1 << 18, 1 << 18);
+        config.long_push_bytes = 1 << 17;
         config.copy_blocks_max = 200;
         config.backoff = (Duration::from_micros(500), Duration::from_millis(5));
         config.load_attempts_max = u32::MAX;
@@ -398,7 +400,7 @@ struct Life<'w, 'a> {
     /// Fetch plans to be carried out: shard, operation, pages, reads.
     fetches: Vec<(usize, OpId, Vec<PackRead>)>,
     /// What each fetch was for, by shard and slot of the operation.
-    asked: BTreeMap<(usize, u32), (u32, u16, u16)>,
+    asked: BTreeMap<(usize, u32), (u32, u16, u16, BlockSet)>,
     batches: BTreeMap<BatchHandle, Vec<u8>>,
     next_batch: u64,
     to_shard: Vec<VecDeque<ToShard>>,
@@ -429,7 +431,7 @@ struct Life<'w, 'a> {
 enum FromShard {
     Mail(ToKeeper),
     Batch { op_volume: VolumeId, epoch: Epoch, runs: Vec<PushRun>, crcs: Vec<u32>, bytes: Vec<u8> },
-    Fetch { op: OpId, object: u32, first: u16, count: u16 },
+    Fetch { op: OpId, object: u32, first: u16, count: u16, gaps: BlockSet },
     Query { op: OpId, object: u32, first: u16, count: u16 },
 }
 
@@ -662,9 +664,10 @@ impl Life<'_, '_> {
                         self.pool.push(*page);
                     }
                 }
-                Output::Fetch { op, object, first, count, .. } => {
-                    self.asked.insert((shard, op.slot), (object, first, count));
-                    self.to_keeper[shard].push_back(FromShard::Fetch { op, object, first, count });
+                Output::Fetch { op, object, first, count, gaps, .. } => {
+                    self.asked.insert((shard, op.slot), (object, first, count, gaps));
+                    let fetch = FromShard::Fetch { op, object, first, count, gaps };
+                    self.to_keeper[shard].push_back(fetch);
                 }
                 Output::Query { op, object, first, count, .. } => {
                     self.to_keeper[shard].push_back(FromShard::Query { op, object, first, count });
@@ -913,8 +916,8 @@ impl Life<'_, '_> {
                     keeper::Input::Batch { shard: id, epoch, batch, runs: &runs, crcs: &crcs };
                 self.keeper.handle(now, input);
             }
-            FromShard::Fetch { op, object, first, count } => {
-                let input = keeper::Input::Fetch { shard: id, op, object, first, count };
+            FromShard::Fetch { op, object, first, count, gaps } => {
+                let input = keeper::Input::Fetch { shard: id, op, object, first, count, gaps };
                 self.keeper.handle(now, input);
             }
             FromShard::Query { op, object, first, count } => {
@@ -935,10 +938,10 @@ impl Life<'_, '_> {
         let mut crcs = vec![None; pages.len()];
         if reads.iter().any(|read| !self.world.store.objects.contains_key(&read.key)) {
             // The pack was rewritten since: where is it now?
-            let (object, first, count) = self.asked[&(shard, op.slot)];
+            let (object, first, count, gaps) = self.asked[&(shard, op.slot)];
             let shard = ShardId(shard as u16);
             let now = self.now();
-            let input = keeper::Input::Fetch { shard, op, object, first, count };
+            let input = keeper::Input::Fetch { shard, op, object, first, count, gaps };
             self.keeper.handle(now, input);
             return self.drain_keeper();
         }

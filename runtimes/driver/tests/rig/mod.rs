@@ -348,13 +348,14 @@ impl Rig {
                 self.heard.keeper.push((shard, mail));
                 self.hear_of_push(mail);
             }
-            ToControl::Fetch { shard, op, object, first, count, .. } => {
+            ToControl::Fetch { shard, op, object, first, count, gaps, .. } => {
                 self.heard.fetches += 1;
+                let wanted = (0..count).filter(|at| !gaps.contains(usize::from(*at)));
                 let piece = |at: u16| {
                     let bytes = self.store.get(&(object, first + at))?.clone();
                     Some(FetchedPiece { at, bytes })
                 };
-                let pieces = (!self.store_fails).then(|| (0..count).filter_map(piece).collect());
+                let pieces = (!self.store_fails).then(|| wanted.filter_map(piece).collect());
                 self.fetches.push((core, FromControl::Fetched { shard, op, pieces }));
             }
             ToControl::Query { shard, op, object, first, count, .. } => {
