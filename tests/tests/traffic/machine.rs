@@ -412,6 +412,7 @@ impl Machine {
                     let write = Some((at, crcs));
                     self.after(DEVICE, Event::Device { shard, op, write, read: None });
                 }
+                Output::DeviceLoad { .. } => unreachable!("there is no record of heat"),
                 Output::DeviceFlush { op } => {
                     self.after(FLUSH, Event::Device { shard, op, write: None, read: None });
                 }

@@ -2,6 +2,7 @@
 //! first, into free pages only. A client's request never waits for it longer than for a few reads.
 
 use super::{LOOK_SLICE, State};
+use crate::block_set::BlockSet;
 use crate::cache::addr;
 use crate::config::ShardConfig;
 use crate::event::Output;
@@ -331,8 +332,8 @@ impl Shard<'_> {
         let op = self.start_op(Op::Fill(fill));
         let onode = self.onodes.get(onode);
         let (volume, object) = (onode.volume, onode.object);
-        let first = last + 1 - count as u16;
-        self.emit(Output::Fetch { op, volume, object, first, count: count as u16 });
+        let (first, count) = (last + 1 - count as u16, count as u16);
+        self.emit(Output::Fetch { op, volume, object, first, count, gaps: BlockSet::EMPTY });
     }
 
     /// A fill has ended.
