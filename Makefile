@@ -71,7 +71,7 @@ bench-push:
 
 bench-traffic:
 	@tests/install serve
-	HEELER_TRAFFIC="$(TRACES)" cargo test -p heeler-tests --test traffic -- --ignored --nocapture
+	HEELER_TRAFFIC="$(TRACES)" cargo test -p heeler-tests --test traffic -- recorded --nocapture
 
 bench-core:
 	@tests/install serve
