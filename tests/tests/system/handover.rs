@@ -81,8 +81,8 @@ fn a_clean_volume_is_detached_in_a_second_and_comes_back_with_its_cache() {
 fn a_volume_made_elsewhere_can_be_attached() {
     let scratch = Scratch::new();
     let (site, other) = pair(&scratch);
-    let (first, second) = (site.serve(&[]), other.spawn(&[]));
-    wait("the second server is there", || other.output(&["status"]).status.success().then_some(()));
+    // The second server has looked for volumes when it says that it cannot have this one.
+    let (first, second) = (site.serve(&[]), other.spawn_refused());
     site.run(&["volume", "create", "late", "--size", VOLUME]);
     let image = scratch.dense("image", 2 << 20, 62);
     run("nbdcopy", &[&image, &first.uri("late")]);
