@@ -340,10 +340,13 @@ impl Life<'_> {
                 self.fetches.push(count);
                 let pages = self.shard.op_pages(op).to_vec();
                 let first = object * OBJECT_BLOCKS + u32::from(first);
-                for (page, block) in pages.iter().zip(first..) {
+                // Gaps have no page.
+                let is_wanted = |page: &PageId| *page != PageId::NONE;
+                for (page, block) in pages.iter().zip(first..).filter(|(page, _)| is_wanted(page)) {
                     self.arena.write(*page, 0, &bytes_of(stored(block)));
                 }
-                let crcs: Vec<_> = pages.iter().map(|page| Some(self.arena.crc(*page))).collect();
+                let crc = |page: &PageId| is_wanted(page).then(|| self.arena.crc(*page));
+                let crcs: Vec<_> = pages.iter().map(crc).collect();
                 self.tell(Input::Fetched { op, ok: !self.store_fails, crcs: &crcs });
             }
             Output::Keeper(ToKeeper::Dirtied { .. } | ToKeeper::Pressure { .. }) => {}

@@ -173,9 +173,10 @@ fn what_only_the_store_has_is_fetched_in_large_gets_if_it_came_back() {
         // Of the stream two thirds came by readahead. For these the second read was the third use:
         // they went to the log by it.
         assert_eq!(life.fetches, [32; 6]);
-        assert_eq!(life.shard.counters().warmed_blocks, 512 + 80);
+        // The first request of what was seen once was not known to begin a stream: it is on NVMe.
+        assert_eq!(life.shard.counters().warmed_blocks, 512 + 80 + 32);
         assert!((0..512).all(|block| life.is_in_ram(block)));
-        assert!((1024..1280).all(|block| !life.is_in_ram(block)), "seen once");
+        assert!((1056..1280).all(|block| !life.is_in_ram(block)), "seen once");
     });
 }
 
