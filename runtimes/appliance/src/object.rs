@@ -1,7 +1,7 @@
 //! Where the store has an object of a volume, or of a snapshot.
 
 use heeler_core::ids::BLOCK_BYTES;
-use heeler_store::image::{Image, Stretch};
+use heeler_store::image::{self, Image, Stretch};
 use heeler_store::{Store, snapshots, volumes};
 
 use crate::api::{ObjectMap, ObjectStretch};
@@ -10,24 +10,24 @@ use crate::show;
 
 /// Looks an object up, as of the last commit.
 pub(crate) async fn find(store: &Store, name: &str, object: u32) -> Result<ObjectMap, String> {
-    let head = if name.contains('@') {
-        snapshots::open(store, &name.parse()?).await
-    } else {
-        volumes::named_head(store, name).await
+    let snapshot = if name.contains('@') { Some(name.parse()?) } else { None };
+    let head = async || match &snapshot {
+        Some(snapshot) => snapshots::open(store, snapshot).await,
+        None => volumes::named_head(store, name).await,
     };
-    let head = head.map_err(|e| e.to_string())?;
-    let object_blocks = u64::from(head.object_blocks());
+    let newest = head().await.map_err(|e| e.to_string())?;
+    let object_blocks = u64::from(newest.object_blocks());
     let first = u64::from(object) * object_blocks;
-    let blocks = head.blocks.saturating_sub(first).min(object_blocks);
+    let blocks = newest.blocks.saturating_sub(first).min(object_blocks);
     if blocks == 0 {
-        let last = (head.blocks - 1) / object_blocks;
+        let last = (newest.blocks - 1) / object_blocks;
         return Err(format!("'{name}' has no object {object}: they are numbered 0 to {last}"));
     }
-    let stretches = async {
-        let image = Image::open(store, head).await?;
+    let stretches = image::of_newest(async || {
+        let image = Image::open(store, head().await?).await?;
         image.stretches(store, first, blocks).await
-    };
-    let stretches = stretches.await.map_err(|e: volumes::VolumeError| e.to_string())?;
+    });
+    let stretches = stretches.await.map_err(|e| e.to_string())?;
     let stretch = |Stretch { first, blocks, pack }| {
         let (pack, pack_offset_bytes) = pack.unzip();
         let (offset_bytes, length_bytes) = (bytes(first), bytes(blocks));

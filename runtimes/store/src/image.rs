@@ -17,6 +17,8 @@ use crate::{ErrorKind, Store, StoreError};
 
 /// Reads under way at the same time at most.
 const READS_MAX: usize = 16;
+/// How often something is read of an image that is replaced meanwhile, at most.
+const TRIES_MAX: usize = 8;
 
 /// Where the blocks of a head lie. The head must be the newest one, or a snapshot, as long as this
 /// is used.
@@ -60,6 +62,25 @@ pub struct Stretch {
 
 /// Where a block's data lies.
 type Place = (Uuid, u64, u32, u16);
+
+/// Reads something of a volume's newest image, by a function that begins with its head. While it is
+/// read, a server may replace the image and delete what only the old one needed: that looks broken,
+/// and goes well when it is read anew.
+///
+/// # Errors
+/// The function's.
+pub async fn of_newest<T>(
+    read: impl AsyncFn() -> Result<T, VolumeError>,
+) -> Result<T, VolumeError> {
+    let mut result = read().await;
+    for _ in 1..TRIES_MAX {
+        if !matches!(result, Err(VolumeError::Broken { .. })) {
+            break;
+        }
+        result = read().await;
+    }
+    result
+}
 
 impl Image {
     /// Reads what the map pages do not know yet.
@@ -252,4 +273,34 @@ fn lost(head: &Head, key: &str, error: StoreError) -> VolumeError {
 
 fn broken(head: &Head, key: &str, what: &str) -> VolumeError {
     VolumeError::Broken { name: head.name.clone(), what: format!("{key}: {what}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// How often something is read that looks broken so many times.
+    async fn reads(broken_times: u32, error: fn() -> VolumeError) -> (u32, bool) {
+        let reads = Cell::new(0);
+        let result = of_newest(async || {
+            reads.set(reads.get() + 1);
+            if reads.get() <= broken_times { Err(error()) } else { Ok(()) }
+        });
+        let ok = result.await.is_ok();
+        (reads.get(), ok)
+    }
+
+    /// A server committed a map page anew and deleted the old one between the reads of the head and
+    /// of the page: an import was refused, as of a broken volume.
+    #[tokio::test]
+    async fn an_image_that_is_replaced_meanwhile_is_read_anew() {
+        let broken = || VolumeError::Broken { name: "disk0".into(), what: "gone".into() };
+        assert_eq!(reads(0, broken).await, (1, true));
+        assert_eq!(reads(3, broken).await, (4, true));
+        let tries = TRIES_MAX as u32;
+        assert_eq!(reads(100, broken).await, (tries, false), "it stays broken");
+        assert_eq!(reads(100, || VolumeError::Missing("disk0".into())).await, (1, false));
+    }
 }

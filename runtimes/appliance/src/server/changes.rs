@@ -1,7 +1,7 @@
 //! Where two images of a volume differ, by where their blocks lie in the store.
 
 use heeler_core::wire::head::Head;
-use heeler_store::image::{Change, Image};
+use heeler_store::image::{self, Change, Image};
 use heeler_store::snapshots::{self, SnapshotName};
 use heeler_store::volumes::{self, VolumeError};
 
@@ -20,7 +20,7 @@ impl Server {
         to: Option<&str>,
         page: u32,
     ) -> Result<Changes, String> {
-        let found = async {
+        let found = image::of_newest(async || {
             let earlier = self.head_of(volume, Some(from)).await?;
             let later = self.head_of(volume, to).await?;
             if earlier.number > later.number {
@@ -28,7 +28,7 @@ impl Server {
                 return Err(VolumeError::Owner(what));
             }
             self.changes_between(earlier, later, page).await
-        };
+        });
         found.await.map_err(|e: VolumeError| e.to_string())
     }
 

@@ -11,15 +11,12 @@ use heeler_core::wire::head::{Head, VOLUME_BLOCKS_MAX};
 use heeler_core::wire::names::Uuid;
 use heeler_driver::control::{Event, VolumeStatus};
 use heeler_store::Store;
-use heeler_store::image::{Beyond, Image};
+use heeler_store::image::{self, Beyond, Image};
 use heeler_store::volumes::{self, VolumeError};
 
 use super::{Lines, Server, unix_secs};
 use crate::lines::bytes;
 use crate::size::Size;
-
-/// How often the image may change under who reads it.
-const READS_MAX: u32 = 5;
 
 /// A volume's size in blocks.
 pub(crate) fn blocks_of(size: u64) -> Result<u64, String> {
@@ -139,20 +136,12 @@ impl Server {
         out: &mut Lines,
     ) -> Result<Beyond, String> {
         self.push(std::slice::from_ref(own), out).await?;
-        let mut result = Err(String::new());
-        for _ in 0..READS_MAX {
-            let found = async {
-                let head = volumes::newest_head(&self.store, own.uuid).await?;
-                let head = head.ok_or_else(|| VolumeError::Missing(own.name.clone()))?;
-                Image::open(&self.store, head).await?.beyond(&self.store, blocks).await
-            };
-            result = found.await.map_err(|e: VolumeError| e.to_string());
-            if result.is_ok() {
-                break;
-            }
-            // A commit may have replaced what was being read.
-        }
-        result
+        let found = image::of_newest(async || {
+            let head = volumes::newest_head(&self.store, own.uuid).await?;
+            let head = head.ok_or_else(|| VolumeError::Missing(own.name.clone()))?;
+            Image::open(&self.store, head).await?.beyond(&self.store, blocks).await
+        });
+        found.await.map_err(|e| e.to_string())
     }
 
     async fn discard(&self, volume: Uuid, blocks: std::ops::Range<u64>) -> Result<(), String> {
