@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::rig::{Scratch, Server, Site, VOLUME_BYTES, python, run, said};
+use crate::rig::{Scratch, Server, Site, VOLUME_BYTES, refused, run, stamps};
 use crate::writer::Writer;
 
 const MIB: u64 = 1 << 20;
@@ -19,17 +19,6 @@ fn qemu_io(uri: &str, commands: &[&str]) {
 
 fn size(server: &Server<'_>, name: &str) -> u64 {
     run("nbdinfo", &["--size", &server.uri(name)]).trim().parse().expect("a number")
-}
-
-fn stamps(uri: &str) -> u64 {
-    python("cut.py", &["check", uri]).trim().parse().expect("a number")
-}
-
-fn refused(site: &Site, args: &[&str], why: &str) {
-    let output = site.output_on_store(args);
-    let text = said(&output);
-    assert!(output.status.code() == Some(1) && text.contains(why), "{}: {text}", args.join(" "));
-    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{text}");
 }
 
 #[test]

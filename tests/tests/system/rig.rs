@@ -134,6 +134,19 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// A command that is refused, in one line that says why.
+pub(crate) fn refused(site: &Site, args: &[&str], why: &str) {
+    let output = site.output_on_store(args);
+    let text = said(&output);
+    assert!(output.status.code() == Some(1) && text.contains(why), "{}: {text}", args.join(" "));
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{text}");
+}
+
+/// How many stamps a volume, or a snapshot of it, has: `cut.py` fails if that is no consistent cut.
+pub(crate) fn stamps(uri: &str) -> u64 {
+    python("cut.py", &["check", uri]).trim().parse().expect("a number")
+}
+
 /// Exit status and output of a command, for messages.
 pub(crate) fn said(output: &Output) -> String {
     format!(

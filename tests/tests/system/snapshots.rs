@@ -3,21 +3,9 @@
 use std::time::Instant;
 
 use crate::rig::{
-    Random, Scratch, Server, Site, assert_begins, assert_same, output, python, run, said,
+    Random, Scratch, Server, Site, assert_begins, assert_same, output, refused, run, said, stamps,
 };
 use crate::writer::Writer;
-
-/// How many stamps a consistent cut has.
-fn stamps(uri: &str) -> u64 {
-    python("cut.py", &["check", uri]).trim().parse().expect("a number")
-}
-
-fn refused(site: &Site, args: &[&str], why: &str) {
-    let output = site.output_on_store(args);
-    let text = said(&output);
-    assert!(output.status.code() == Some(1) && text.contains(why), "{}: {text}", args.join(" "));
-    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{text}");
-}
 
 fn check(site: &Site) {
     site.run_on_store(&["check", "--deep"]);
